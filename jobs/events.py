@@ -1,0 +1,161 @@
+"""What a running job says about itself: frozen values, one JSON object a line. Standard library only.
+
+A job calls `context.emit(event)`; who listens is not its business.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """The base of every event; `time` is seconds since the epoch on the machine that runs the job."""
+
+    kind: ClassVar[str] = "event"
+    time: float = field(default_factory=time.time)
+
+    def to_json(self) -> str:
+        """One line of JSON, the kind first. NaN and infinity, which JSON lacks, become null."""
+        return json.dumps({"event": self.kind, **_finite(asdict(self))}, separators=(",", ":"), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and value - value != 0.0:
+        return None
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStarted(Event):
+    """The job entered a stage, e.g. `fetch`, `tokenise`, `load model`, `train`, `evaluate`."""
+
+    kind: ClassVar[str] = "stage"
+    stage: str
+    #: One sentence for people; may be empty.
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Event):
+    """How far the current stage is. Emitted at most a few times a second."""
+
+    kind: ClassVar[str] = "progress"
+    stage: str
+    done: float
+    #: None where the total is not known.
+    total: float | None = None
+    #: What is counted: files, tokens, steps, rows, bytes.
+    unit: str = ""
+    eta_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDone(Event):
+    """One optimizer step. The same fields are a line of `metrics.jsonl`."""
+
+    kind: ClassVar[str] = "step"
+    step: int
+    total_steps: int
+    #: Mean cross-entropy per predicted token, nats.
+    loss: float
+    lr: float
+    #: Global L2 norm before clipping.
+    grad_norm: float
+    #: Tokens trained on since the job began, over all attempts.
+    tokens: int
+    tokens_per_second: float
+    #: Memory of the device in use after the step, bytes.
+    memory_bytes: int
+    eta_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated(Event):
+    """Held-out loss at a step."""
+
+    kind: ClassVar[str] = "evaluation"
+    step: int
+    #: Mean cross-entropy per predicted token over the held-out split, nats.
+    loss: float
+    #: exp(loss)
+    perplexity: float
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpointed(Event):
+    """A checkpoint is complete on this machine's disk (its manifest is written)."""
+
+    kind: ClassVar[str] = "checkpoint"
+    step: int
+    #: Folder on the machine that runs the job.
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(Event):
+    """One line that a person should read: a choice and its reason, a warning."""
+
+    kind: ClassVar[str] = "note"
+    level: str = "info"
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Event):
+    """The job is done; `result` is what its record will carry."""
+
+    kind: ClassVar[str] = "finished"
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped(Event):
+    """The job stopped because it was asked to; its last checkpoint is complete."""
+
+    kind: ClassVar[str] = "stopped"
+    step: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Event):
+    """The job could not go on. `cause` is a value of `jobs.states.Cause`."""
+
+    kind: ClassVar[str] = "failed"
+    cause: str
+    #: One sentence that says what is wrong and what to do.
+    message: str
+    #: The traceback where there is one; shown only with --debug.
+    details: str = ""
+
+
+_KINDS: dict[str, type[Event]] = {
+    cls.kind: cls
+    for cls in (StageStarted, Progress, StepDone, Evaluated, Checkpointed, Note, Finished, Stopped, Failed)
+}
+
+
+def event_from_json(line: str) -> Event:
+    """Read a line written by `Event.to_json`.
+
+    Unknown fields are dropped, so that an old reader understands a newer job.
+
+    Raises:
+        ValueError: the line is not JSON, or names no known event.
+    """
+    data = json.loads(line)
+    if not isinstance(data, dict) or data.get("event") not in _KINDS:
+        msg = f"not an event: {line[:80]!r}"
+        raise ValueError(msg)
+    cls = _KINDS[data.pop("event")]
+    known = {name: value for name, value in data.items() if name in cls.__dataclass_fields__}
+    try:
+        return cls(**known)
+    except TypeError as error:
+        raise ValueError(str(error)) from error

@@ -1,0 +1,190 @@
+"""The spec of a job: every configuration key with its sentence, and the value that travels as JSON.
+
+`Config` is the whole YAML file: sections, and per-device sections that override the rest on that device.
+`JobSpec` is what a job record carries: the kind, the config, the source, the device asked for.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from backends.devices import Device
+from backends.errors import ExitCode, RepotuneError
+
+
+class InvalidSpec(RepotuneError):
+    """The configuration or a flag is wrong: an unknown key, a wrong type, an impossible value."""
+
+    exit_code = ExitCode.USAGE
+
+
+class Section(BaseModel):
+    """A section of the YAML file: unknown keys are refused, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """Which base model is adapted."""
+
+    name: str = Field(
+        "bigcode/starcoder2-3b",
+        min_length=1,
+        description="Hub id, folder with a saved model, or path of a .gguf file. The worker must be able to reach it.",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub model; null means its main branch.")
+
+
+class QuantizationSection(Section):
+    """How the frozen base weights are held in memory."""
+
+    kind: Literal["int8", "int4", "nf4", "none"] = Field(
+        "int8",
+        description="int8: our exact int8 backend. nf4: bitsandbytes 4-bit. none: full precision. int4: reserved.",
+    )
+    group_size: Literal[32, 64, 128, 256] = Field(128, description="Weights that share one scale (int8).")
+    compute: Literal["exact"] = Field(
+        "exact", description="exact: weights are dequantised and multiplied in the compute dtype."
+    )
+
+
+class LoraSection(Section):
+    """The adapter that is trained."""
+
+    rank: int = Field(32, ge=1, le=1024, description="Rank of the update matrices.")
+    alpha: float = Field(64, gt=0, description="Scale: the update is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    target_modules: str | tuple[str, ...] = Field(
+        "all-linear", description="Layers that get an adapter: all-linear, or a list of module names."
+    )
+    rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) instead (rank-stabilised LoRA).")
+
+
+class DatasetSection(Section):
+    """What of the repository is learned, and in which shape."""
+
+    include: tuple[str, ...] = Field((), description="Globs of paths to take; empty means all text files.")
+    exclude: tuple[str, ...] = Field((), description="Globs of paths to leave out.")
+    sequence_length: int = Field(1024, ge=16, le=131072, description="Tokens of every packed row.")
+    max_file_bytes: int = Field(1_000_000, ge=1, description="Larger files are left out.")
+    held_out: float = Field(
+        0.05, gt=0, lt=0.5, description="Share of files that are never trained on and measure the result."
+    )
+    fim_rate: float = Field(0.5, ge=0, le=1, description="Share of samples turned into fill-in-the-middle.")
+    fim_spm_rate: float = Field(0.5, ge=0, le=1, description="Share of those in suffix-prefix-middle order.")
+    seed: int = Field(17, ge=0, description="Seed of the split and of the fill-in-the-middle cuts.")
+
+
+class OptimizationSection(Section):
+    """How the adapter's weights move."""
+
+    learning_rate: float = Field(2e-4, gt=0, lt=1, description="Peak learning rate.")
+    micro_batch: int = Field(1, ge=1, le=4096, description="Rows of one forward pass.")
+    accumulation: int = Field(16, ge=1, le=65536, description="Forward passes per optimizer step.")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of all steps spent warming up.")
+    schedule: Literal["cosine"] = Field("cosine", description="Shape of the learning rate after warm-up.")
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="Decoupled weight decay (AdamW).")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this global L2 norm.")
+
+
+class TrainingSection(Section):
+    """How long to train, when to save and when to measure."""
+
+    epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training split.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps; null: epochs decide.")
+    checkpoint_every_steps: int = Field(100, ge=1, description="Save at least every so many optimizer steps.")
+    checkpoint_every_minutes: float = Field(10.0, gt=0, description="Save at least every so many minutes.")
+    evaluate_every_steps: int | None = Field(
+        None, ge=1, description="Held-out loss every so many steps; null means only before and after."
+    )
+    evaluation_rows: int = Field(64, ge=1, description="Held-out rows measured at most, the same ones every time.")
+    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto", description="Recompute activations in the backward pass; auto lets the memory model decide."
+    )
+    max_wall_hours: float | None = Field(None, gt=0, description="The job fails after so many hours; null means never.")
+    seed: int = Field(17, ge=0, description="Seed of adapter, shuffling and dropout.")
+
+
+class OutputSection(Section):
+    """What is kept."""
+
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept; older ones are removed.")
+
+
+def _partial(section: type[Section]) -> Any:
+    """The same section with every key optional: what a device section may override."""
+    fields: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        annotation: Any = field.annotation
+        if field.metadata:
+            annotation = Annotated[(annotation, *field.metadata)]
+        fields[name] = (annotation, Field(None, description=field.description))
+    return create_model(f"{section.__name__}Override", __base__=Section, __doc__=section.__doc__, **fields)
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    "model": ModelSection,
+    "quantization": QuantizationSection,
+    "lora": LoraSection,
+    "dataset": DatasetSection,
+    "optimization": OptimizationSection,
+    "training": TrainingSection,
+    "output": OutputSection,
+}
+
+_Overrides: Any = create_model(  # type: ignore[call-overload]
+    "DeviceSection",
+    __base__=Section,
+    __doc__="Keys that differ on this device.",
+    **{name: (_partial(section), None) for name, section in _SECTIONS.items()},
+)
+
+
+class Config(Section):
+    """The whole configuration file."""
+
+    model: ModelSection = ModelSection()
+    quantization: QuantizationSection = QuantizationSection()
+    lora: LoraSection = LoraSection()
+    dataset: DatasetSection = DatasetSection()
+    optimization: OptimizationSection = OptimizationSection()
+    training: TrainingSection = TrainingSection()
+    output: OutputSection = OutputSection()
+    mps: _Overrides = Field(default_factory=_Overrides, description="Overrides on Apple GPUs.")
+    cuda: _Overrides = Field(default_factory=_Overrides, description="Overrides on NVIDIA GPUs.")
+    cpu: _Overrides = Field(default_factory=_Overrides, description="Overrides on CPUs.")
+
+    def for_device(self, device: Device) -> "Config":
+        """The configuration as it holds on `device`: its section laid over the rest, the device sections emptied."""
+        base = self.model_dump(exclude={device.value for device in Device})
+        overrides = getattr(self, device.value).model_dump(exclude_unset=True)
+        for section, values in overrides.items():
+            base[section] |= values or {}
+        return Config.model_validate(base)
+
+
+class Kind(StrEnum):
+    """What a job does."""
+
+    DATASET = "dataset"
+    TRAINING = "training"
+
+
+class Source(Section):
+    """The repository that a dataset is built from, pinned to a commit."""
+
+    repository: str = Field(description="As the person named it: a path or a URL. Shown to people.")
+    commit: str = Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$", description="Commit id, resolved by the submitter.")
+    bundle: str | None = Field(None, description="Artifact path of the git bundle; null: the worker fetches the URL.")
+
+
+class JobSpec(Section):
+    """What a job record carries; frozen, JSON both ways."""
+
+    kind: Kind
+    name: str = Field("", description="What people call the job; the repository's name by default.")
+    device: Literal["cuda", "mps", "cpu", "any"] = Field("any", description="The device that must run it.")
+    config: Config
+    source: Source | None = Field(None, description="Set on dataset jobs.")
+    dataset_job: str | None = Field(None, description="Set on training jobs: the job whose result is the dataset.")

@@ -1,0 +1,103 @@
+"""The configuration: defaults, a file over them, --set over that, and errors that say where."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from backends.devices import Device
+from jobs.config import default_text, load_config
+from jobs.spec import Config, InvalidSpec, JobSpec
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "repotune.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_the_shipped_file_states_exactly_the_defaults_of_the_schema():
+    shipped = load_config().model_dump(exclude={"mps", "cuda", "cpu"})
+    assert shipped == Config().model_dump(exclude={"mps", "cuda", "cpu"})
+
+
+def test_the_shipped_file_names_every_key():
+    shipped = yaml.safe_load(default_text())
+    for section, model in Config.model_fields.items():
+        if section not in set(Device):
+            assert set(shipped[section]) == set(model.annotation.model_fields), section
+
+
+def test_a_device_section_overrides_the_rest_on_that_device_only(config_file):
+    config = load_config(config_file("lora: {rank: 8}\ncuda: {lora: {rank: 64}}\n"))
+    assert config.for_device(Device.CUDA).lora.rank == 64
+    assert config.for_device(Device.MPS).lora.rank == 8
+
+
+def test_cuda_gets_four_bits_and_the_others_int8_by_default():
+    kinds = {device: load_config().for_device(device).quantization.kind for device in Device}
+    assert kinds == {Device.CUDA: "nf4", Device.MPS: "int8", Device.CPU: "int8"}
+
+
+def test_the_last_set_flag_wins_over_the_file(config_file):
+    path = config_file("optimization: {learning_rate: 0.5}\n")
+    config = load_config(path, ["optimization.learning_rate=1e-4", "optimization.learning_rate=2e-4"])
+    assert config.optimization.learning_rate == 2e-4
+
+
+def test_set_reaches_a_device_section():
+    config = load_config(None, ["cuda.quantization.kind=int8"])
+    assert config.for_device(Device.CUDA).quantization.kind == "int8"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("lora:\n  rnk: 3\n", "line 2: lora.rnk: unknown key; allowed here: alpha, dropout, rank"),
+        ("lora:\n  alpha: 3\n  rank: hi\n", "line 3: lora.rank: input should be a valid integer"),
+        ("lora:\n  rank: -1\n", "line 2: lora.rank: input should be greater than or equal to 1, not -1"),
+        ("quantization:\n  kind: int7\n", "line 2: quantization.kind: input should be 'int8', 'int4', 'nf4' or 'none'"),
+        ("cuda:\n  lora:\n    rank: 0\n", "line 3: cuda.lora.rank: input should be greater"),
+        ("cuda:\n  lora:\n    rnk: 1\n", "line 3: cuda.lora.rnk: unknown key; allowed here: alpha"),
+        ("speed: 11\n", "line 1: speed: unknown key; allowed here: cpu, cuda, dataset"),
+        ("lora: 3\n", "line 1: lora: "),
+        ("lora: [\n", "not valid YAML"),
+        ("- lora\n", "expected sections"),
+        ("lora:\n  rank: 1\n  rank: 2\n", "line 3: lora.rank is given twice"),
+        ("optimization:\n  learning_rate: .nan\n", "line 2: optimization.learning_rate: "),
+    ],
+)
+def test_a_wrong_file_names_line_key_and_what_is_allowed(config_file, text, told):
+    path = config_file(text)
+    with pytest.raises(InvalidSpec) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["lora.rank", "=3", "lora.=3", "lora.rnk=3", "lora.rank=abc", "lora=3"])
+def test_a_wrong_set_flag_is_quoted(setting):
+    with pytest.raises(InvalidSpec, match=f"--set {setting}"):
+        load_config(None, [setting])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InvalidSpec, match=r"nowhere\.yaml does not exist"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_an_empty_file_changes_nothing(config_file):
+    assert load_config(config_file("")) == load_config()
+    assert load_config(config_file("lora:\n")) == load_config()
+
+
+def test_a_spec_comes_back_equal_from_its_json():
+    spec = JobSpec(kind="training", device="mps", config=load_config(None, ["mps.lora.rank=8"]), dataset_job="data-1")
+    again = JobSpec.model_validate_json(spec.model_dump_json(exclude_unset=True))
+    assert again.config.for_device(Device.MPS) == spec.config.for_device(Device.MPS)
+    assert again.config.for_device(Device.MPS).lora.rank == 8
+    assert again.dataset_job == "data-1"
