@@ -1,0 +1,102 @@
+"""Fixtures that several test files share."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+# ---- A tiny repository and a tiny model: for tests that run whole jobs ----------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def tiny_repository(tmp_path_factory):
+    """A git work tree with one commit of a dozen small Python files and a page of prose."""
+    folder = tmp_path_factory.mktemp("tiny-repository")
+    for number in range(12):
+        file = folder / "package" / f"module_{number:02}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(_module_text(number), encoding="utf-8")
+    (folder / "README.md").write_text("# Tiny\n\nA repository for tests.\n" * 8, encoding="utf-8")
+    commit_all(folder, "Begin")
+    return folder
+
+
+def commit_all(folder: Path, message: str) -> None:
+    """Commit everything in `folder`, the same commit id for the same content, whatever the machine's git settings."""
+    environment = os.environ | {
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_CONFIG_SYSTEM": os.devnull,
+        **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in _PERSON.items()},
+    }
+    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", message]):
+        subprocess.run(["git", *command], cwd=folder, env=environment, check=True)
+
+
+_PERSON = {"NAME": "A. Person", "EMAIL": "person@example.org", "DATE": "2024-01-01T00:00:00Z"}
+
+
+def _module_text(number: int) -> str:
+    functions = [
+        f'def area_{number}_{side}(width: int, height: int = {side}) -> int:\n    """The area of a rectangle."""\n'
+        f"    if width < {number}:\n        raise ValueError(width)\n    return width * height + {number * side}\n"
+        for side in range(1, 7)
+    ]
+    return f'"""Module {number}: rectangles."""\n\n\n' + "\n\n".join(functions)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory, tiny_repository):
+    """A saved two-layer StarCoder2 with random weights, and a byte-level BPE tokenizer with its special tokens."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tokenizer = _tiny_tokenizer(transformers, tiny_repository)
+    tokenizer.save_pretrained(folder)
+    config = transformers.Starcoder2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    torch.manual_seed(17)
+    transformers.Starcoder2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+STARCODER2_SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<fim_prefix>",
+    "<fim_middle>",
+    "<fim_suffix>",
+    "<fim_pad>",
+    "<repo_name>",
+    "<file_sep>",
+)
+
+
+def _tiny_tokenizer(transformers, repository: Path):
+    import tokenizers
+
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=list(STARCODER2_SPECIAL_TOKENS),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train([str(file) for file in sorted(repository.rglob("*.py"))], trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        extra_special_tokens=list(STARCODER2_SPECIAL_TOKENS[1:]),
+    )
