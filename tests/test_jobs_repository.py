@@ -1,0 +1,406 @@
+"""A repository is read from its object store: pinned, bundled, listed, and nothing in it runs."""
+
+import contextlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.errors import ExitCode
+from jobs import repository
+from jobs.repository import (
+    RepositoryError,
+    TreeEntry,
+    fetch_url,
+    is_shallow,
+    is_url,
+    list_files,
+    open_bundle,
+    parse_tree,
+    read_blobs,
+    resolve,
+    shown,
+    write_bundle,
+)
+
+WHO = {"GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "A", "GIT_COMMITTER_EMAIL": "a@b"}
+DAY = {"GIT_AUTHOR_DATE": "2026-01-02T03:04:05Z", "GIT_COMMITTER_DATE": "2026-01-02T03:04:05Z"}
+PLAIN = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "PATH": os.environ["PATH"]}
+
+
+def git(folder, *command, stdin=None):
+    done = subprocess.run(
+        ["git", "-C", str(folder), *command], input=stdin, capture_output=True, check=True, env=PLAIN | WHO | DAY
+    )
+    return done.stdout.decode().strip()
+
+
+def commit_all(folder, message="one"):
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", message)
+    return git(folder, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def repo(tmp_path):
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    (folder / "a.py").write_text("print(1)\n")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "b.md").write_text("# b\n")
+    commit_all(folder)
+    return folder
+
+
+def head(folder):
+    return git(folder, "rev-parse", "HEAD")
+
+
+def paths(git_dir, commit):
+    return [entry.path for entry in list_files(git_dir, commit)]
+
+
+def test_a_work_tree_its_subfolder_a_bare_clone_and_a_linked_work_tree_all_resolve_to_the_same_commit(repo, tmp_path):
+    git(repo, "clone", "--quiet", "--bare", ".", str(tmp_path / "bare.git"))
+    git(repo, "worktree", "add", "--quiet", "--detach", str(tmp_path / "linked"))
+    for place in (repo, repo / "docs", tmp_path / "bare.git", tmp_path / "linked"):
+        resolved = resolve(str(place))
+        assert resolved.commit == head(repo)
+        assert not resolved.shallow
+        assert paths(resolved.git_dir, resolved.commit) == [b"a.py", b"docs/b.md"]
+
+
+def test_a_linked_work_tree_resolves_its_own_head(repo, tmp_path):
+    git(repo, "worktree", "add", "--quiet", "-b", "other", str(tmp_path / "linked"))
+    (tmp_path / "linked" / "c.py").write_text("c\n")
+    mine = commit_all(tmp_path / "linked")
+    assert resolve(str(tmp_path / "linked")).commit == mine != resolve(str(repo)).commit
+
+
+def test_branches_tags_annotated_tags_and_short_ids_resolve(repo):
+    git(repo, "tag", "light")
+    git(repo, "tag", "--annotate", "--message", "m", "heavy")
+    for ref in ("main", "light", "heavy", head(repo)[:8], "HEAD~0"):
+        assert resolve(str(repo), ref).commit == head(repo)
+
+
+def test_what_git_would_call_by_environment_is_not_what_we_read(repo, tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
+    assert resolve(str(repo)).commit == head(repo)
+
+
+def refusal(function, *arguments):
+    with pytest.raises(RepositoryError) as caught:
+        function(*arguments)
+    sentence = str(caught.value)
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+    return sentence
+
+
+def test_a_folder_without_a_repository_is_refused(tmp_path):
+    assert "not a git repository" in refusal(resolve, str(tmp_path))
+
+
+def test_a_file_and_a_missing_path_are_refused(repo):
+    assert "is a file" in refusal(resolve, str(repo / "a.py"))
+    assert "does not exist" in refusal(resolve, str(repo / "nowhere"))
+
+
+def test_an_empty_repository_is_refused(tmp_path):
+    git(tmp_path, "init", "--quiet")
+    assert "is empty" in refusal(resolve, str(tmp_path))
+
+
+def test_an_unknown_ref_is_refused_by_name(repo):
+    assert "'nosuch'" in refusal(resolve, str(repo), "nosuch")
+    assert "'" + "0" * 40 + "'" in refusal(resolve, str(repo), "0" * 40)
+
+
+def test_a_ref_that_names_a_file_or_looks_like_a_flag_is_refused(repo):
+    refusal(resolve, str(repo), "HEAD:a.py")
+    refusal(resolve, str(repo), "--upload-pack=touch x")
+
+
+def test_a_head_without_commits_asks_for_a_ref(repo):
+    git(repo, "symbolic-ref", "HEAD", "refs/heads/unborn")
+    assert "--ref" in refusal(resolve, str(repo))
+
+
+def test_urls_and_paths_are_told_apart(tmp_path, monkeypatch):
+    for url in ("https://h/r.git", "ssh://git@h/r", "git@h:me/r.git", "file:///r", "h:r.git"):
+        assert is_url(url)
+    for path in (".", "/a/b", "../x", "plain", "~/code", "a b/c", "./h:r"):
+        assert not is_url(path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "h:r").mkdir()
+    assert not is_url("h:r")
+
+
+@pytest.mark.parametrize(
+    "trap",
+    [
+        "ext::sh -c touch% /tmp/owned",
+        "--upload-pack=touch /tmp/owned",
+        "-u",
+        "http://h/r",
+        "git://h/r",
+        "ftp://h/r",
+        "ssh://-oProxyCommand=touch/r",
+        "ssh://git@-oProxyCommand=touch/r",
+        "https://h/r --upload-pack=x",
+        "fd::3",
+        "",
+        " ",
+        "a\0b",
+    ],
+)
+def test_remote_helpers_flags_and_other_schemes_are_refused(trap):
+    refusal(is_url, trap)
+    refusal(resolve, trap)
+
+
+def test_a_file_url_resolves_without_a_local_folder(repo):
+    git(repo, "tag", "--annotate", "--message", "m", "heavy")
+    for ref in (None, "main", "heavy", "refs/heads/main", "tags/heavy"):
+        resolved = resolve(f"file://{repo}", ref)
+        assert resolved.commit == head(repo)
+        assert resolved.git_dir is None
+
+
+def test_a_url_that_does_not_answer_an_unknown_ref_there_and_an_empty_one_are_refused(repo, tmp_path):
+    git(tmp_path, "init", "--quiet", "--bare", "empty")
+    assert "cannot be reached" in refusal(resolve, f"file://{tmp_path}/nowhere")
+    assert "'nosuch'" in refusal(resolve, f"file://{repo}", "nosuch")
+    assert "is empty" in refusal(resolve, f"file://{tmp_path}/empty")
+
+
+def test_a_host_that_hangs_is_given_up_with_its_helper(tmp_path, monkeypatch):
+    hang = tmp_path / "ssh"
+    hang.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid\nexec sleep 100\n")
+    hang.chmod(0o755)
+    monkeypatch.setenv("GIT_SSH_COMMAND", str(hang))
+    monkeypatch.setattr(repository, "LIST_TIMEOUT", 1.0)
+    assert "did not answer" in refusal(resolve, "git@host.invalid:r.git")
+    # The helper's process group is gone: a zombie of another parent may remain, a running sleep may not.
+    status = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/status")
+    assert not status.exists() or "State:\tS" not in status.read_text()
+
+
+def test_a_password_in_a_url_is_not_shown():
+    assert shown("https://me:secret@h/r.git") == "https://h/r.git"
+    assert "secret" not in refusal(resolve, "https://me:secret@127.0.0.1:1/r.git")
+
+
+def test_a_bundle_carries_the_commit_to_another_machine_and_leaves_no_trace(repo, tmp_path):
+    before = sorted(str(path) for path in (repo / ".git").rglob("*"))
+    write_bundle(repo / ".git", head(repo), tmp_path / "out" / "source.bundle")
+    assert sorted(str(path) for path in (repo / ".git").rglob("*")) == before
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["source.bundle"]
+    git_dir = open_bundle(tmp_path / "out" / "source.bundle", head(repo), tmp_path / "far" / "repo.git")
+    assert paths(git_dir, head(repo)) == [b"a.py", b"docs/b.md"]
+    assert resolve(str(git_dir), head(repo)).commit == head(repo)
+    assert [path.name for path in (tmp_path / "far").iterdir()] == ["repo.git"]
+
+
+def test_a_bundle_holds_only_what_the_commit_reaches(repo, tmp_path):
+    first = head(repo)
+    (repo / "later.py").write_text("later\n")
+    later = commit_all(repo, "two")
+    write_bundle(repo / ".git", first, tmp_path / "b")
+    git_dir = open_bundle(tmp_path / "b", first, tmp_path / "far.git")
+    refusal(resolve, str(git_dir), later)
+
+
+def test_a_path_with_strange_letters_can_be_bundled(repo, tmp_path):
+    strange = tmp_path / 'we"ird\n# näme'
+    repo.rename(strange)
+    write_bundle(strange / ".git", head(strange), tmp_path / "b")
+    assert paths(open_bundle(tmp_path / "b", head(strange), tmp_path / "far.git"), head(strange))
+
+
+def test_a_shallow_clone_is_flagged_and_survives_its_bundle(repo, tmp_path):
+    (repo / "a.py").write_text("print(2)\n")
+    commit_all(repo, "two")
+    git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{repo}", "shallow")
+    resolved = resolve(str(tmp_path / "shallow"))
+    assert resolved.shallow
+    write_bundle(resolved.git_dir, resolved.commit, tmp_path / "b")
+    git_dir = open_bundle(tmp_path / "b", resolved.commit, tmp_path / "far.git")
+    assert is_shallow(git_dir)
+    assert git(git_dir, "log", "--format=%s", resolved.commit) == "two"
+    assert paths(git_dir, resolved.commit) == [b"a.py", b"docs/b.md"]
+
+
+def test_a_broken_bundle_and_a_bundle_of_another_commit_are_refused_and_leave_nothing(repo, tmp_path):
+    write_bundle(repo / ".git", head(repo), tmp_path / "b")
+    refusal(open_bundle, tmp_path / "b", "1" * 40, tmp_path / "far.git")
+    whole = (tmp_path / "b").read_bytes()
+    (tmp_path / "b").write_bytes(whole[: len(whole) - 30])
+    refusal(open_bundle, tmp_path / "b", head(repo), tmp_path / "far.git")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "repo"]
+
+
+def test_a_url_is_fetched_whole_or_not_at_all(repo, tmp_path):
+    git_dir = fetch_url(f"file://{repo}", head(repo), tmp_path / "far" / "r.git")
+    assert paths(git_dir, head(repo)) == [b"a.py", b"docs/b.md"]
+    refusal(fetch_url, f"file://{repo}", "1" * 40, tmp_path / "far" / "none.git")
+    assert [path.name for path in (tmp_path / "far").iterdir()] == ["r.git"]
+
+
+def test_a_sha256_repository_works(tmp_path):
+    git(tmp_path, "init", "--quiet", "--object-format=sha256")
+    (tmp_path / "a").write_text("a\n")
+    commit = commit_all(tmp_path)
+    assert len(commit) == 64
+    write_bundle(tmp_path / ".git", commit, tmp_path / "b")
+    assert paths(open_bundle(tmp_path / "b", commit, tmp_path / "far.git"), commit) == [b"a"]
+
+
+def test_blobs_come_back_in_order_whatever_bytes_they_hold(repo):
+    contents = [b"", b"\n", b"no newline", bytes(range(256)) * 999, b"abc blob 3\nabc\n"]
+    ids = [git(repo, "hash-object", "-w", "--stdin", stdin=content) for content in contents]
+    assert list(read_blobs(repo / ".git", ids * 2)) == list(zip(ids, contents, strict=True)) * 2
+
+
+def test_many_blobs_do_not_block_the_pipes(repo):
+    blob = git(repo, "hash-object", "-w", "--stdin", stdin=b"x" * 1000)
+    assert sum(len(content) for _, content in read_blobs(repo / ".git", [blob] * 20_000)) == 20_000_000
+
+
+def test_a_reader_that_loses_interest_leaves_no_process(repo):
+    blob = git(repo, "hash-object", "-w", "--stdin", stdin=b"x" * 100_000)
+    blobs = read_blobs(repo / ".git", [blob] * 1000)
+    next(blobs)
+    blobs.close()
+
+
+def test_a_missing_object_is_a_sentence(repo):
+    refusal(lambda: list(read_blobs(repo / ".git", ["1" * 40])))
+    refusal(lambda: list(list_files(repo / ".git", "1" * 40)))
+
+
+def test_nothing_that_a_repository_names_is_run(repo, tmp_path):
+    trap = tmp_path / "trap"
+    trap.write_text(f'#!/bin/sh\ntouch "{tmp_path}/sprung"\ncat\n')
+    trap.chmod(0o755)
+    (repo / ".gitattributes").write_text("* filter=trap diff=trap\n")
+    commit = commit_all(repo, "attributes")
+    for key in (
+        "filter.trap.smudge",
+        "filter.trap.clean",
+        "diff.trap.textconv",
+        "diff.external",
+        "core.fsmonitor",
+        "core.sshCommand",
+        "core.pager",
+        "core.editor",
+        "core.askPass",
+        "credential.helper",
+        "uploadpack.packObjectsHook",
+        "core.alternateRefsCommand",
+        "remote.origin.uploadpack",
+        "gpg.program",
+    ):
+        git(repo, "config", key, str(trap))
+    git(repo, "config", "remote.origin.url", f"ext::{trap}")
+    git(repo, "config", "protocol.ext.allow", "always")
+    git(repo, "config", "remote.origin.promisor", "true")
+    git(repo, "config", "core.hooksPath", str(tmp_path / "hooks"))
+    for folder in (tmp_path / "hooks", repo / ".git" / "hooks"):
+        folder.mkdir(exist_ok=True)
+        for hook in ("post-checkout", "reference-transaction", "pre-auto-gc", "post-index-change"):
+            (folder / hook).symlink_to(trap)
+    resolve(str(repo))
+    entries = list(list_files(repo / ".git", commit))
+    list(read_blobs(repo / ".git", [entry.blob for entry in entries]))
+    refusal(lambda: list(read_blobs(repo / ".git", ["1" * 40])))
+    write_bundle(repo / ".git", commit, tmp_path / "b")
+    open_bundle(tmp_path / "b", commit, tmp_path / "far.git")
+    resolve(f"file://{repo}")
+    fetch_url(f"file://{repo}", commit, tmp_path / "fetched.git")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("remote", ["ext::{}", "git@host.invalid:r.git"])
+def test_a_partial_clone_does_not_fetch_what_it_lacks(repo, tmp_path, remote):
+    trap = tmp_path / "trap"
+    trap.write_text(f'#!/bin/sh\ntouch "{tmp_path}/sprung"\n')
+    trap.chmod(0o755)
+    for key, value in {
+        "core.repositoryFormatVersion": "1",
+        "extensions.partialClone": "origin",
+        "remote.origin.promisor": "true",
+        "remote.origin.url": remote.format(trap),
+        "core.sshCommand": str(trap),
+        "protocol.ext.allow": "always",
+    }.items():
+        git(repo, "config", key, value)
+    refusal(lambda: list(read_blobs(repo / ".git", ["1" * 40])))
+    refusal(resolve, str(repo), "1" * 40)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_repository_of_another_user_is_read(repo):
+    if os.getuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    for place in [repo, *repo.rglob("*")]:
+        os.lchown(place, 12345, 12345)
+    resolved = resolve(str(repo))
+    assert paths(resolved.git_dir, resolved.commit) == [b"a.py", b"docs/b.md"]
+
+
+def test_symlinks_and_submodules_are_listed_as_what_they_are(repo):
+    (repo / "link").symlink_to("/etc/passwd")
+    git(repo, "update-index", "--add", "--cacheinfo", f"160000,{head(repo)},module")
+    commit = commit_all_keeping_index(repo)
+    modes = {entry.path: (entry.mode, entry.size) for entry in list_files(repo / ".git", commit)}
+    assert modes[b"link"] == ("120000", len("/etc/passwd"))
+    assert modes[b"module"] == ("160000", 0)
+
+
+def commit_all_keeping_index(folder):
+    git(folder, "add", "link")
+    git(folder, "commit", "--quiet", "--message", "links")
+    return head(folder)
+
+
+def test_names_of_any_bytes_are_listed_as_they_are(repo):
+    names = [b"new\nline.py", b'quo"te.py', b"tab\there.py", b"\xff\xfe.py", b"<file_sep>.py", b" lead", b"-rf"]
+    blob = git(repo, "hash-object", "-w", "--stdin", stdin=b"x")
+    lines = b"".join(b"100644 blob %s\t%s\0" % (blob.encode(), name) for name in names)
+    tree = git(repo, "mktree", "-z", stdin=lines)
+    commit = git(repo, "commit-tree", "-m", "m", tree)
+    assert paths(repo / ".git", commit) == sorted(names)
+
+
+ENTRIES = st.lists(
+    st.builds(
+        TreeEntry,
+        mode=st.sampled_from(["100644", "100755", "120000"]),
+        blob=st.text("0123456789abcdef", min_size=40, max_size=40),
+        size=st.integers(0, 10**12),
+        path=st.binary(min_size=1, max_size=40).map(lambda raw: raw.replace(b"\0", b"\n")),
+    )
+)
+
+
+@given(entries=ENTRIES, cut=st.integers(1, 50))
+def test_a_listing_is_read_however_it_is_cut(entries, cut):
+    listing = b"".join(
+        f"{entry.mode} blob {entry.blob} {entry.size:7}\t".encode() + entry.path + b"\0" for entry in entries
+    )
+    chunks = [listing[start : start + cut] for start in range(0, len(listing), cut)]
+    assert list(parse_tree(chunks)) == entries
+
+
+@given(rubbish=st.lists(st.binary(max_size=60), max_size=5))
+def test_rubbish_is_entries_or_a_sentence_but_never_another_error(rubbish):
+    with contextlib.suppress(RepositoryError):
+        assert all(entry.path for entry in parse_tree(rubbish))
