@@ -56,6 +56,13 @@ class Settings(BaseSettings):
     reap_seconds: float = Field(5, gt=0, description="How often a worker looks for jobs whose lease ran out.")
     reconcile_seconds: float = Field(30, gt=0, description="How often a worker looks for queued jobs without a ticket.")
     worker_seconds: float = Field(60, gt=0, description="A worker unheard of for so long leaves the list of workers.")
+    stop_seconds: float = Field(
+        120, gt=0, description="A job asked to stop may take so long to save before it is ended."
+    )
+    stall_minutes: float = Field(60, gt=0, description="A job without any sign of progress for so long has failed.")
+    busy_seconds: float = Field(
+        60, ge=0, description="A job whose worker is short of memory is tried again after so long."
+    )
 
     @field_validator("broker_url")
     @classmethod

@@ -1,0 +1,34 @@
+"""Turns what a job raised into its last event: the cause and one sentence."""
+
+import errno
+import traceback
+
+from backends.errors import RepotuneError
+from jobs.events import Failed
+from jobs.spec import InvalidSpec
+from jobs.states import Cause
+
+
+def failure_of(error: BaseException) -> Failed:
+    """The event that tells why the job could not go on."""
+    details = "".join(traceback.format_exception(error))
+    return Failed(cause=_cause(error), message=sentence_of(error), details=details)
+
+
+def sentence_of(error: BaseException) -> str:
+    """One sentence for people: what is wrong and what to do."""
+    if isinstance(error, RepotuneError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        where = f" at {error.filename}" if error.filename else ""
+        return f"The disk is full{where}: free some space and run the job again; what was complete is kept."
+    if isinstance(error, MemoryError):
+        return "The machine ran out of memory: use a smaller sequence length, rank or model."
+    message = str(error).strip().partition("\n")[0]
+    return f"The job stopped on an unexpected {type(error).__name__}: {message} (its log has the traceback)."
+
+
+def _cause(error: BaseException) -> Cause:
+    if type(error).__name__ in {"OutOfMemory", "OutOfMemoryError"} or isinstance(error, MemoryError):
+        return Cause.OUT_OF_MEMORY
+    return Cause.BAD_SPEC if isinstance(error, InvalidSpec) else Cause.USER_ERROR

@@ -1,0 +1,72 @@
+"""Runs one job on this machine: opens the backend, loads the tokenizer, calls the job. Loads torch.
+
+Shared by the trainer process and by the foreground commands, so that both run the same code.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from backends.devices import Device
+from jobs.context import JobContext
+from jobs.spec import Config, InvalidSpec, JobSpec, Kind, Source
+from workers.assignment import Assignment
+
+
+def run_assignment(assignment: Assignment, context: JobContext) -> dict[str, Any]:
+    """Run the job of an assignment and return its result.
+
+    Raises:
+        StopRequested: the job was asked to stop, saved, and left.
+        RepotuneError: what is wrong, in a sentence.
+    """
+    spec = JobSpec.model_validate_json(assignment.spec)
+    device = Device(assignment.device)
+    if spec.kind is Kind.DATASET:
+        if spec.source is None or assignment.git_dir is None:
+            raise InvalidSpec("A dataset job needs a source: submit it again with a repository.")
+        return run_dataset(Path(assignment.git_dir), spec.source, spec.config.for_device(device), context)
+    if assignment.dataset is None:
+        raise InvalidSpec("A training job needs the result of a dataset job: submit it again.")
+    return run_training(
+        spec.config,
+        Path(assignment.dataset),
+        device,
+        context,
+        resume_from=Path(assignment.resume_from) if assignment.resume_from else None,
+        micro_batch_divisor=assignment.micro_batch_divisor,
+    )
+
+
+def run_dataset(git_dir: Path, source: Source, config: Config, context: JobContext) -> dict[str, Any]:
+    """Build the dataset of a commit with the model's own tokenizer."""
+    from backends.models import load_tokenizer
+    from jobs.dataset import build_dataset
+
+    tokenizer = load_tokenizer(config.model.name, config.model.revision)
+    return build_dataset(git_dir, source, config, tokenizer, context)
+
+
+def run_training(
+    config: Config,
+    dataset: Path,
+    device: Device,
+    context: JobContext,
+    *,
+    resume_from: Path | None = None,
+    micro_batch_divisor: int = 1,
+) -> dict[str, Any]:
+    """Train the adapter on `device`, with the backend that the configuration names for it."""
+    from backends.registry import open_backend
+    from jobs.training import train
+
+    config = config.for_device(device)
+    backend = open_backend(config.quantization.kind, device)
+    return train(
+        config,
+        dataset,
+        backend,
+        device,
+        context,
+        resume_from=resume_from,
+        micro_batch_divisor=micro_batch_divisor,
+    )
