@@ -3,7 +3,7 @@
     RepotuneError
     ├── InvalidSpec           (jobs.spec)             2
     ├── RepositoryError       (jobs.repository)       2
-    ├── DatasetError          (jobs.dataset)          2
+    ├── DatasetError          (jobs.shards)           2
     ├── OutputExists          (jobs.context)          2
     ├── StoreUnreachable      (queue_app.store)       3
     ├── JobNotFound           (queue_app.store)       4
