@@ -1,0 +1,248 @@
+"""From the name of a model to its files, tokenizer, configuration and weights.
+
+A name is a hub id, a folder saved by transformers, or the path of a .gguf file (`backends.gguf_cache`). Only
+safetensors are read and no code that came with a model ever runs. Whatever is wrong is told in one sentence.
+"""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from backends import gguf_cache
+from backends.errors import ModelNotLoadable
+from backends.gguf_cache import first_line
+
+#: What a hub id looks like; any other name is a path.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+#: Seconds to wait for the hub before saying that it does not answer.
+HUB_TIMEOUT = 5.0
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+_CAUSAL_ARCHITECTURES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+def model_folder(name: str, revision: str | None = None, cache: Path | None = None) -> str:
+    """What to hand to transformers for `name`: a folder, or the hub id as it is.
+
+    Args:
+        name: Hub id, folder, or path of a .gguf file.
+        revision: Of a hub model; a file or folder has none.
+        cache: Where converted GGUF files are kept; None means the user's cache folder.
+
+    Raises:
+        ModelNotLoadable: there is no such file or folder, or it holds no model.
+    """
+    path = Path(name).expanduser()
+    if revision and name and path.exists():
+        raise ModelNotLoadable(f"{path} lies on this machine and has no revisions: leave model.revision empty.")
+    if path.is_file() and path.suffix == ".gguf":
+        return str(gguf_cache.converted(path, cache))
+    if name and path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotLoadable(f"The folder {path} holds no model: there is no config.json in it.")
+        return str(path.resolve())
+    if path.is_file():
+        raise ModelNotLoadable(f"{path} is a file but no .gguf: name a folder with a saved model, or a .gguf file.")
+    if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
+        return name
+    raise ModelNotLoadable(f"There is no model at {name or repr(name)}: no such file or folder.")
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelNotLoadable: no such model, no tokenizer with it, or the hub cannot be reached.
+    """
+    from transformers import AutoTokenizer
+
+    folder = _local_folder(name, revision, _SMALL_FILES)
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        raise ModelNotLoadable(f"The model {name} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there.")
+    with _quiet():
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:
+            raise ModelNotLoadable(f"The tokenizer of {name} cannot be read: {first_line(error)}") from error
+
+
+def tokenizer_file_sha256(tokenizer: Any) -> str:
+    """Identity of a tokenizer: the same for the same vocabulary, merges and rules, wherever its files lie."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    else:
+        content = json.loads(backend.to_str())
+        content.update(padding=None, truncation=None)  # settings of the last call, not of the tokenizer
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def document_end_id(tokenizer: Any) -> int:
+    """The token that ends a document in training text.
+
+    Chat models name their turn's end as eos; where the vocabulary has `<|endoftext|>`, that is what text ended with.
+
+    Raises:
+        ModelNotLoadable: the tokenizer has neither.
+    """
+    identifier = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
+    if identifier is None:
+        raise ModelNotLoadable("The tokenizer has no token that ends a document: neither <|endoftext|> nor an eos.")
+    return int(identifier)
+
+
+def load_config(name: str, revision: str | None = None) -> Any:
+    """The model's configuration, checked to be of a causal language model.
+
+    Raises:
+        ModelNotLoadable: no such model, an architecture that transformers does not know, or not a causal one.
+    """
+    return _read_config(name, _local_folder(name, revision, _SMALL_FILES))
+
+
+def load_base(
+    name: str,
+    revision: str | None = None,
+    *,
+    dtype: Any,
+    device: str,
+    quantization_config: Any = None,
+    dropout: bool = True,
+) -> Any:
+    """The pretrained model with its weights on `device`, tensor by tensor.
+
+    Args:
+        name: Hub id, folder, or path of a .gguf file.
+        revision: Of a hub model.
+        dtype: `torch.dtype` of the weights that are not quantised.
+        device: Where the weights go, as torch names it.
+        quantization_config: As `from_pretrained` takes it.
+        dropout: False sets every dropout of the model's configuration to 0.
+
+    Raises:
+        ModelNotLoadable: whatever keeps the model from loading whole.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = _local_folder(name, revision, [*_SMALL_FILES, "*.safetensors"])
+    config = _read_config(name, folder)
+    if not dropout:
+        _switch_dropout_off(config)
+    with _quiet():
+        try:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                device_map={"": device},
+                quantization_config=quantization_config,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            _raise_if_out_of_memory(error)
+            raise ModelNotLoadable(f"The weights of {name} cannot be loaded: {first_line(error)}") from error
+    _check_complete(name, loading)
+    # PEFT writes this name into adapters: the id people know, not the hub's cache folder.
+    model.name_or_path = model_folder(name, revision)
+    return model
+
+
+def _local_folder(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """The folder of a model on this machine, fetched from the hub if need be."""
+    source = model_folder(name, revision)
+    if Path(source).is_dir():
+        return Path(source)
+    return _fetched(source, revision, patterns)
+
+
+def _fetched(name: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    at = f" at revision {revision}" if revision else ""
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, ignore_patterns="*/*", etag_timeout=HUB_TIMEOUT
+            )
+        )
+    except errors.GatedRepoError as error:
+        raise ModelNotLoadable(
+            f"The hub gives {name} only to those who accepted its terms: accept them there, then run `hf auth login`."
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise ModelNotLoadable(f"The hub has no model {name}{at}, and there is no folder of that name.") from error
+    except Exception as error:
+        raise ModelNotLoadable(
+            f"The model {name}{at} is no folder here, is not in the hub's cache, and the hub did not give it "
+            f"({first_line(error)}): check the network, or name a folder or a .gguf file."
+        ) from error
+
+
+def _read_config(name: str, folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise ModelNotLoadable(f"The model {name} has no config.json.")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise ModelNotLoadable(f"The configuration of {name} cannot be read: {first_line(error)}") from error
+    _check_causal(name, config)
+    return config
+
+
+def _check_causal(name: str, config: Any) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    architectures = config.architectures or []
+    trained_as_causal = not architectures or any(one.endswith(_CAUSAL_ARCHITECTURES) for one in architectures)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not trained_as_causal:
+        kind = ", ".join(architectures) or config.model_type
+        raise ModelNotLoadable(f"The model {name} is not a causal language model ({kind}): choose one that is.")
+
+
+def _check_complete(name: str, loading: dict[str, Any]) -> None:
+    """Weights that are not in the file would be random, and training on them a waste that nothing reports."""
+    absent = sorted(loading.get("missing_keys") or ()) + sorted(
+        str(entry[0]) for entry in loading.get("mismatched_keys") or ()
+    )
+    if absent:
+        raise ModelNotLoadable(
+            f"The model {name} is incomplete: {len(absent)} weights are absent or of another shape, first {absent[0]}."
+        )
+
+
+def _raise_if_out_of_memory(error: Exception) -> None:
+    """Let a lack of device memory through: it says nothing about the model, and the caller knows what to do."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+        raise error
+
+
+def _switch_dropout_off(config: Any) -> None:
+    for name, value in copy.copy(vars(config)).items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            setattr(config, name, 0.0)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars out of logs that people read."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
