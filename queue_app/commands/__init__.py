@@ -1,0 +1,1 @@
+"""What a person types: one click command or family per module. Parses, calls one function, prints."""

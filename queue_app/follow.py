@@ -1,0 +1,244 @@
+"""Follows a job to its end: a progress bar on a terminal, plain lines when piped.
+
+Reads the store only: stopping to follow never stops a job.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import click
+
+from jobs.states import TERMINAL, State
+from queue_app.explanation import explain
+from queue_app.records import JobRecord
+from queue_app.store import JobStore, StoreUnreachable
+from queue_app.tables import duration, number
+
+POLL_SECONDS = 0.4
+# A store that is away for less is a hiccup; nobody needs to know.
+PATIENCE_SECONDS = 60.0
+# Between two lines of plain progress, on the job's own clock.
+PLAIN_SECONDS = 5.0
+_BATCH = 500
+
+Event = Mapping[str, Any]
+
+
+class View(Protocol):
+    """Shows what a job says."""
+
+    def show(self, job: JobRecord, event: Event) -> None:
+        """Show one event."""
+
+    def wait(self, job: JobRecord, why: str) -> None:
+        """Show why a job waits; called again whenever that changes."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+def follow_pipeline(store: JobStore, job_id: str, view: View, between: Callable[[], None] = lambda: None) -> JobRecord:
+    """Follow what `job_id` depends on, then `job_id`; returns its record as it ended.
+
+    Args:
+        store: Where the jobs are.
+        job_id: The last job of the pipeline.
+        view: Shows the events; closed in the end.
+        between: Called between two looks at the store; may raise to stop.
+
+    Raises:
+        JobNotFound: no such job.
+        StoreUnreachable: the store stayed away for longer than a hiccup.
+    """
+    try:
+        dependency = store.get(job_id).depends_on
+        if dependency and store.get(job_id).state == State.WAITING:
+            follow(store, dependency, view, between)
+        return follow(store, job_id, view, between)
+    finally:
+        view.close()
+
+
+def follow(store: JobStore, job_id: str, view: View, between: Callable[[], None] = lambda: None) -> JobRecord:
+    """Show every event of one job, from its first to its end; returns its last record."""
+    after, told, reached = "0", "", time.monotonic()
+    while True:
+        try:
+            job = store.get(job_id)
+            after = _show_new(store, job, after, view)
+            why = explain(store, job) if job.state not in TERMINAL else ""
+            reached = time.monotonic()
+        except StoreUnreachable:
+            if time.monotonic() - reached > PATIENCE_SECONDS:
+                raise
+        else:
+            if job.state in TERMINAL:
+                return job
+            if why != told and job.state != State.RUNNING:
+                view.wait(job, why)
+            told = why
+        between()
+        time.sleep(POLL_SECONDS)
+
+
+def _show_new(store: JobStore, job: JobRecord, after: str, view: View) -> str:
+    """Show the events behind `after`; returns the id of the last one."""
+    while batch := store.events(job.id, after, _BATCH):
+        for _, event in batch:
+            view.show(job, event)
+        after = batch[-1][0]
+    return after
+
+
+def make_view(*, to_stderr: bool = False) -> View:
+    """The view for where the lines go: standard output, or standard error beside `--json`."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    return BarView(to_stderr=to_stderr) if stream.isatty() else PlainView(to_stderr=to_stderr)
+
+
+class PlainView:
+    """One line an event; of steps and progress one line every few seconds."""
+
+    def __init__(self, *, to_stderr: bool = False) -> None:
+        self._to_stderr = to_stderr
+        self._last: dict[str, float] = {}
+
+    def show(self, job: JobRecord, event: Event) -> None:
+        """Print the event, unless one like it was printed a moment ago."""
+        text = describe(event)
+        if text and not self._too_soon(job, event):
+            self._print(job, text)
+
+    def wait(self, job: JobRecord, why: str) -> None:
+        """Print why the job waits."""
+        if why:
+            self._print(job, f"{job.state.lower()}: {why}")
+
+    def close(self) -> None:
+        """Nothing to leave behind."""
+
+    def _too_soon(self, job: JobRecord, event: Event) -> bool:
+        if event.get("event") not in {"step", "progress"} or is_last(event):
+            return False
+        key, moment = f"{job.id} {event['event']} {event.get('stage', '')}", float(event.get("time") or 0)
+        too_soon = moment - self._last.get(key, 0.0) < PLAIN_SECONDS
+        if not too_soon:
+            self._last[key] = moment
+        return too_soon
+
+    def _print(self, job: JobRecord, text: str) -> None:
+        click.echo(f"{job.id}  {text}", err=self._to_stderr)
+
+
+class BarView:
+    """A progress bar of the present stage; all else as lines above it."""
+
+    def __init__(self, *, to_stderr: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=Console(stderr=to_stderr, highlight=False),
+            transient=True,
+        )
+        self._task = self._bar.add_task("waiting", total=None, detail="")
+        self._bar.start()
+
+    def show(self, job: JobRecord, event: Event) -> None:
+        """Move the bar, or print a line above it."""
+        text = describe(event) or ""
+        match event.get("event"):
+            case "step":
+                self._move("train", event.get("step"), event.get("total_steps"), text.partition("  ")[2])
+            case "progress":
+                self._move(str(event.get("stage")), event.get("done"), event.get("total"), text.partition("  ")[2])
+            case "stage":
+                self._move(str(event.get("stage")), 0, None, str(event.get("message", "")))
+            case _ if text:
+                self._bar.console.print(f"{job.id}  {text}", markup=False)
+
+    def wait(self, job: JobRecord, why: str) -> None:
+        """Print why the job waits, above the bar."""
+        self._move(job.state.lower(), 0, None, "")
+        if why:
+            self._bar.console.print(f"{job.id}  {why}", markup=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+    def _move(self, stage: str, done: Any, total: Any, detail: str) -> None:
+        self._bar.update(self._task, description=stage, completed=float(done or 0), total=total, detail=detail)
+
+
+def describe(event: Event) -> str | None:
+    """An event as a line for people; None where it says nothing to them."""
+    words = _WORDS.get(str(event.get("event")))
+    return words(event) if words else None
+
+
+def is_last(event: Event) -> bool:
+    """Whether a step or progress is the last of its stage."""
+    if event.get("event") == "step":
+        return bool(event.get("step") == event.get("total_steps"))
+    return bool(event.get("done") == event.get("total"))
+
+
+def _step(event: Event) -> str:
+    return (
+        f"train  step {event.get('step')}/{event.get('total_steps')}  loss {number(event.get('loss'))}"
+        f"  {number(event.get('tokens_per_second'))} tokens/s{_eta(event)}"
+    )
+
+
+def _progress(event: Event) -> str:
+    done, total = event.get("done") or 0, event.get("total")
+    amount = f"{done:,.0f}/{total:,.0f}" if total else f"{done:,.0f}"
+    return f"{event.get('stage')}  {amount} {event.get('unit', '')}".rstrip() + _eta(event)
+
+
+def _eta(event: Event) -> str:
+    seconds = event.get("eta_seconds")
+    return f"  ETA {duration(float(seconds))}" if isinstance(seconds, int | float) else ""
+
+
+def _stage(event: Event) -> str:
+    message = event.get("message") or ""
+    return f"{event.get('stage')}{f': {message}' if message else ''}"
+
+
+def _evaluation(event: Event) -> str:
+    return (
+        f"held-out loss {number(event.get('loss'))}, perplexity {number(event.get('perplexity'))} "
+        f"at step {event.get('step')}"
+    )
+
+
+def _state(event: Event) -> str:
+    worker = f" on {event['worker']}" if event.get("worker") and event.get("state") == State.RUNNING else ""
+    reason = f": {event['reason']}" if event.get("reason") else ""
+    return f"{event.get('state')}{worker}{reason}"
+
+
+def _note(event: Event) -> str:
+    level = event.get("level", "info")
+    return f"{'' if level == 'info' else f'{level}: '}{event.get('message', '')}"
+
+
+_WORDS: dict[str, Callable[[Event], str]] = {
+    "step": _step,
+    "progress": _progress,
+    "stage": _stage,
+    "evaluation": _evaluation,
+    "state": _state,
+    "note": _note,
+    "checkpoint": lambda event: f"checkpoint at step {event.get('step')}",
+    "stopped": lambda _event: "stopped, its last checkpoint is complete",
+    "failed": lambda event: f"failed: {event.get('message', '')}",
+}

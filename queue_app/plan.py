@@ -1,0 +1,191 @@
+"""What a submission would do, worked out before anything is started: commit, size, need in bytes, queue, takers.
+
+A plan reads the repository and the model's configuration; it writes nothing and starts nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backends.devices import ANY, GIB, TIERS_GIB, Device, queue_name, tier_for_need
+from backends.errors import ExitCode, RepotuneError
+from jobs.repository import Resolved, list_files, resolve, shown
+from jobs.spec import Config
+from queue_app.model_facts import ModelFacts, find_model_facts
+
+if TYPE_CHECKING:
+    from queue_app.records import WorkerRecord
+
+#: A dataset job holds a tokenizer and one shard at a time, whatever the model.
+DATASET_NEED_BYTES = GIB
+
+
+class TooLarge(RepotuneError):
+    """No machine that could be bought holds this training."""
+
+    exit_code = ExitCode.USAGE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a person asked for: the flags of `submit`, the configuration already read."""
+
+    repository: str
+    config: Config
+    ref: str | None = None
+    device: str = ANY
+    #: 0 to 9, 9 first.
+    priority: int = 5
+    name: str = ""
+    key: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """The memory that the training needs on one device."""
+
+    device: Device
+    #: Bytes by part, in the order in which people read them.
+    parts: Mapping[str, int]
+    total_bytes: int
+    #: GiB; None where no tier holds it.
+    tier: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a submission would do."""
+
+    name: str
+    source: Resolved
+    #: Files at the commit; None where only the worker will see them (a URL).
+    files: int | None
+    #: Bytes of those files.
+    size_bytes: int | None
+    model: ModelFacts
+    #: One for each device that may run it; empty where the model's shape is not known.
+    needs: tuple[Need, ...]
+    device: str
+    tier: int
+
+    @property
+    def queue(self) -> str:
+        """The queue of the training job."""
+        return queue_name(self.device, self.tier)
+
+    @property
+    def need_bytes(self) -> int:
+        """The largest need among the devices that may run it; 0 where it is not known."""
+        return max((need.total_bytes for need in self.needs), default=0)
+
+
+def make_plan(request: Request) -> Plan:
+    """Work out what submitting `request` would do.
+
+    Raises:
+        RepositoryError: the repository or the ref cannot be read.
+        TooLarge: no tier holds the training.
+    """
+    source = resolve(request.repository, request.ref)
+    files, size = _measure(source)
+    model = request.config.model
+    facts = find_model_facts(model.name, model.revision)
+    needs = _needs(request, facts)
+    return Plan(
+        name=request.name or repository_name(request.repository),
+        source=source,
+        files=files,
+        size_bytes=size,
+        model=facts,
+        needs=needs,
+        device=request.device,
+        tier=_tier(needs),
+    )
+
+
+def repository_name(repository: str) -> str:
+    """The last part of a path or URL, without `.git`: what people call the job."""
+    text = shown(repository)
+    if Path(text).expanduser().exists():
+        text = str(Path(text).expanduser().resolve())
+    return text.rstrip("/").removesuffix(".git").rstrip("/").replace(":", "/").rsplit("/", 1)[-1] or "repository"
+
+
+def dataset_queue() -> str:
+    """The queue of dataset jobs: any device, the smallest tier."""
+    tiers = [tier_for_need(DATASET_NEED_BYTES, device) or TIERS_GIB[0] for device in Device]
+    return queue_name(ANY, max(tiers))
+
+
+def takers(queue: str, workers: Sequence["WorkerRecord"]) -> list["WorkerRecord"]:
+    """The workers that serve `queue`."""
+    return [worker for worker in workers if queue in worker.queues]
+
+
+def why_not(queue: str, worker: "WorkerRecord") -> str:
+    """One clause: why `worker` does not serve `queue`."""
+    device, _, size = queue.partition(".")
+    tiers = [int(name.partition(".")[2].rstrip("g")) for name in worker.queues if name.startswith(f"{device}.")]
+    if not tiers:
+        return f"worker {worker.name} serves {worker.device}, not {device}"
+    return f"worker {worker.name} serves {device} up to {max(tiers)} GB, the job needs a {size.rstrip('g')} GB machine"
+
+
+def why_nobody(queue: str, workers: Sequence["WorkerRecord"]) -> str:
+    """One sentence: why no registered worker takes jobs from `queue`, and what to do; empty when one does."""
+    if takers(queue, workers):
+        return ""
+    device, _, size = queue.partition(".")
+    start = (
+        f"start `device-worker{'' if device == ANY else f' --device {device}'}` on a machine with {size.rstrip('g')} GB"
+    )
+    if not workers:
+        return f"No worker is registered: {start}."
+    return f"No worker serves the queue {queue} ({'; '.join(why_not(queue, worker) for worker in workers)}): {start}."
+
+
+def _measure(source: Resolved) -> tuple[int | None, int | None]:
+    if source.git_dir is None:
+        return None, None
+    sizes = [entry.size for entry in list_files(source.git_dir, source.commit) if entry.mode.startswith("100")]
+    return len(sizes), sum(max(size, 0) for size in sizes)
+
+
+def _needs(request: Request, facts: ModelFacts) -> tuple[Need, ...]:
+    if facts.config is None:
+        return ()
+    devices = tuple(Device) if request.device == ANY else (Device(request.device),)
+    return tuple(_need(facts.config, request.config.for_device(device), device) for device in devices)
+
+
+def _need(model_config: Mapping[str, Any], config: Config, device: Device) -> Need:
+    from backends.memory import estimate
+
+    parts = estimate(
+        model_config,
+        quantization=config.quantization.kind,
+        group_size=config.quantization.group_size,
+        rank=config.lora.rank,
+        target=config.lora.target_modules,
+        micro_batch=config.optimization.micro_batch,
+        sequence_length=config.dataset.sequence_length,
+        # The least that the trainer can do with: `auto` recomputes where memory is short.
+        checkpointing=config.training.gradient_checkpointing != "off",
+        device=device.value,
+    )
+    names = ("weights", "adapters", "optimizer", "activations", "attention", "loss", "overhead")
+    by_part = {name: int(getattr(parts, name)) for name in names}
+    return Need(device=device, parts=by_part, total_bytes=int(parts.total), tier=tier_for_need(parts.total, device))
+
+
+def _tier(needs: Sequence[Need]) -> int:
+    """The tier that is enough on whichever of the devices takes the job."""
+    for need in needs:
+        if need.tier is None:
+            raise TooLarge(
+                f"The training needs {need.total_bytes / GIB:.1f} GiB on {need.device}, more than any machine of "
+                f"{TIERS_GIB[-1]} GB offers: take a smaller model, a shorter dataset.sequence_length or a smaller "
+                "optimization.micro_batch."
+            )
+    return max((need.tier or TIERS_GIB[0] for need in needs), default=TIERS_GIB[0])
