@@ -19,7 +19,7 @@ def sentence_of(error: BaseException) -> str:
     """One sentence for people: what is wrong and what to do."""
     if isinstance(error, RepotuneError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         where = f" at {error.filename}" if error.filename else ""
         return f"The disk is full{where}: free some space and run the job again; what was complete is kept."
     if isinstance(error, MemoryError):

@@ -36,7 +36,7 @@ class LineTail:
 class TrainerProcess:
     """One running trainer, in its own session so that its whole group can be ended."""
 
-    def __init__(self, assignment: Assignment, workdir: Path) -> None:
+    def __init__(self, assignment: Assignment, workdir: Path, cache: Path) -> None:
         assignment.write(workdir)
         self.workdir = workdir
         with (workdir / LOG).open("ab") as log:
@@ -47,7 +47,7 @@ class TrainerProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=workdir,
-                env=_environment(),
+                env=_environment(cache),
                 start_new_session=True,
             )
         self.events = LineTail(workdir / EVENTS)
@@ -87,8 +87,16 @@ class TrainerProcess:
         return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
 
 
-def _environment() -> dict[str, str]:
-    """The worker's environment without its secrets: the trainer talks to no broker and no artifact store."""
+def _environment(cache: Path) -> dict[str, str]:
+    """The worker's environment without its secrets: the trainer talks to no broker and no artifact store.
+
+    Converted models go to the worker's `cache`, which its `.env` may have named.
+    """
     secret = ("REPOTUNE_BROKER", "REPOTUNE_ARTIFACTS", "REDIS_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(secret)}
-    return kept | {"PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return kept | {
+        "REPOTUNE_CACHE": str(cache),
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_DISABLE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }

@@ -1,0 +1,205 @@
+"""`repotune worker`, `dataset`, `train`: the commands that run job code on this machine.
+
+The program finds them through the entry points in `pyproject.toml`. Every heavy import stands inside a function.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backends.devices import Device
+from queue_app.commands.options import finish, json_flag, local_flag, print_json, say
+
+if TYPE_CHECKING:
+    from jobs.spec import Config
+
+_device_flag = click.option(
+    "--device",
+    type=click.Choice([device.value for device in Device]),
+    help="Device to use. Default: the best that answers (cuda, else mps, else cpu).",
+)
+_model_flag = click.option("--model", help="Hub id, folder, or .gguf file. Default: model.name of the configuration.")
+_config_flag = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar="REPOTUNE_CONFIG",
+    show_envvar=True,
+    help="Configuration file (YAML) laid over the default; `repotune schema --yaml` prints that.",
+)
+_set_flag = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any key of the configuration, e.g. dataset.sequence_length=512. May be given more than once.",
+)
+
+
+def _worker_name(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
+        raise click.BadParameter("use letters, digits, dots and dashes: it names a folder and a Celery node.")
+    return value
+
+
+@click.command()
+@_device_flag
+@click.option("--name", callback=_worker_name, help="Name of this worker. Default: the name of the machine.")
+@click.option("--memory-gib", type=click.FloatRange(min=0, min_open=True), help="Memory to offer, in place of all.")
+@local_flag
+@json_flag
+def worker(device: str | None, name: str | None, memory_gib: float | None, local: bool, as_json: bool) -> None:
+    """Serve the queue with this machine: take jobs that fit it, one at a time.
+
+    The first Ctrl-C (or SIGTERM) lets the running job save a checkpoint and go back to the queue; the second ends
+    everything now.
+    """
+    from queue_app.connection import connect
+    from workers.machine import describe, find_machine
+
+    connection = connect(local=local)
+    connection.store.ping()
+    machine = find_machine(Device(device) if device else None, memory_gib)
+    say(describe(machine), as_json=as_json)
+    from workers.worker import serve
+
+    finish(serve(machine, name, connection, as_json=as_json))
+
+
+@click.command()
+@click.option(
+    "--repo", default=".", metavar="PATH_OR_URL", show_default=True, help="Git repository: a folder or a URL."
+)
+@click.option("--ref", help="Branch, tag or commit to learn. Default: HEAD.")
+@_model_flag
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="New folder for the dataset.")
+@_config_flag
+@_set_flag
+@json_flag
+def dataset(
+    *,
+    repo: str,
+    ref: str | None,
+    model: str | None,
+    output: Path,
+    config: Path | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Build the dataset of a repository here and now, without a queue.
+
+    Writes shards, stats.json and, last, manifest.json. Ctrl-C leaves nothing behind.
+    """
+    from jobs.context import JobContext, StopRequested
+    from workers.foreground import leave_interrupted, run_in_foreground
+
+    configuration = _read_config(config, settings, {"model.name": model})
+    _refuse_filled(output)
+
+    def job(context: JobContext) -> dict[str, Any]:
+        return _build(repo, ref, configuration, context)
+
+    try:
+        result = run_in_foreground(job, output, to_stderr=as_json)
+    except StopRequested:
+        leave_interrupted("Stopped: no dataset was written.")
+        return
+    say(f"Dataset in {output}: {_counts(result)}.", as_json=as_json)
+    if as_json:
+        print_json({"dataset": str(output), **result})
+
+
+@click.command()
+@click.option(
+    "--dataset",
+    "dataset_folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder that `repotune dataset` wrote.",
+)
+@_model_flag
+@_device_flag
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for adapter and report.")
+@click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many steps. Default: the epochs decide.")
+@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in the output folder.")
+@_config_flag
+@_set_flag
+@json_flag
+def train(
+    *,
+    dataset_folder: Path,
+    model: str | None,
+    device: str | None,
+    output: Path,
+    max_steps: int | None,
+    resume: bool,
+    config: Path | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train an adapter on a dataset here and now, without a queue.
+
+    The first Ctrl-C saves a checkpoint and leaves (`--resume` goes on from it); the second ends at once.
+    """
+    from jobs.context import JobContext, StopRequested
+    from workers.foreground import leave_interrupted, run_in_foreground
+    from workers.machine import find_machine
+
+    configuration = _read_config(config, settings, {"model.name": model, "training.max_steps": max_steps})
+    machine = find_machine(Device(device) if device else None)
+    say(f"Training on {machine.device}, {machine.device_name}: {machine.reason}", as_json=as_json)
+
+    def job(context: JobContext) -> dict[str, Any]:
+        from workers.run import run_training
+
+        checkpoints = output / "checkpoints" if resume else None
+        return run_training(configuration, dataset_folder, machine.device, context, resume_from=checkpoints)
+
+    try:
+        result = run_in_foreground(job, output, to_stderr=as_json)
+    except StopRequested:
+        leave_interrupted(f"Stopped; run the same command with --resume to go on from {output / 'checkpoints'}.")
+        return
+    say(f"Adapter in {output / result['adapter']}, report in {output / result['report']}.", as_json=as_json)
+    if as_json:
+        places = {"adapter": str(output / result["adapter"]), "report": str(output / result["report"])}
+        print_json({**result, **places})
+
+
+def _read_config(file: Path | None, settings: tuple[str, ...], flags: dict[str, Any]) -> "Config":
+    """The configuration, flags laid over it; a flag that is None was not given."""
+    import json
+
+    from jobs.config import load_config
+
+    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
+    return load_config(file, [*settings, *given])
+
+
+def _refuse_filled(folder: Path) -> None:
+    from jobs.context import OutputExists
+
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise OutputExists(f"{folder} exists and is not empty: choose another --output, or remove it first.")
+
+
+def _build(repository: str, ref: str | None, config: "Config", context: Any) -> dict[str, Any]:
+    """Resolve the repository, fetch it where it is a URL, and build."""
+    import tempfile
+
+    from jobs.repository import fetch_url, resolve, shown
+    from jobs.spec import Source
+    from workers.run import run_dataset
+
+    resolved = resolve(repository, ref)
+    source = Source(repository=shown(repository), commit=resolved.commit, bundle=None)
+    if resolved.git_dir is not None:
+        return run_dataset(resolved.git_dir, source, config, context)
+    with tempfile.TemporaryDirectory(prefix="repotune-") as folder:
+        git_dir = fetch_url(repository, resolved.commit, Path(folder) / "repository.git")
+        return run_dataset(git_dir, source, config, context)
+
+
+def _counts(result: dict[str, Any]) -> str:
+    return f"{result['train_rows']} rows to train on, {result['held_out_rows']} held out, from {result['files']} files"

@@ -1,0 +1,102 @@
+"""Shows the events of a foreground job: a progress bar on a terminal, plain lines when piped."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import click
+
+from jobs.events import Event
+from queue_app.follow import PLAIN_SECONDS, describe, is_last
+
+
+class Display(Protocol):
+    """Takes events as the job emits them."""
+
+    def show(self, event: Event) -> None:
+        """Show one event; quick, and never raises."""
+
+
+@contextmanager
+def open_display(*, to_stderr: bool) -> Iterator[Display]:
+    """The display for where lines go: standard output, or standard error beside `--json`."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    if not stream.isatty():
+        yield LineDisplay(to_stderr=to_stderr)
+        return
+    bar = BarDisplay(to_stderr=to_stderr)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+class LineDisplay:
+    """One line an event; of steps and progress one line every few seconds."""
+
+    def __init__(self, *, to_stderr: bool) -> None:
+        self._to_stderr = to_stderr
+        self._last: dict[str, float] = {}
+
+    def show(self, event: Event) -> None:
+        """Print the event, unless one like it was printed a moment ago."""
+        data = _as_dict(event)
+        text = describe(data)
+        if text and not self._too_soon(data):
+            click.echo(text, err=self._to_stderr)
+
+    def _too_soon(self, data: dict[str, Any]) -> bool:
+        if data["event"] not in {"step", "progress"} or is_last(data):
+            return False
+        key = f"{data['event']} {data.get('stage', '')}"
+        if data["time"] - self._last.get(key, 0.0) < PLAIN_SECONDS:
+            return True
+        self._last[key] = data["time"]
+        return False
+
+
+class BarDisplay:
+    """A progress bar of the present stage; all else as lines above it."""
+
+    def __init__(self, *, to_stderr: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=Console(stderr=to_stderr, highlight=False),
+            transient=True,
+        )
+        self._task = self._bar.add_task("starting", total=None, detail="")
+        self._bar.start()
+
+    def show(self, event: Event) -> None:
+        """Move the bar, or print a line above it."""
+        data = _as_dict(event)
+        text = describe(data) or ""
+        detail = text.partition("  ")[2]
+        match data["event"]:
+            case "step":
+                self._move("train", data["step"], data["total_steps"], detail)
+            case "progress":
+                self._move(data["stage"], data["done"], data["total"], detail)
+            case "stage":
+                self._move(data["stage"], 0, None, data["message"])
+            case _ if text:
+                self._bar.console.print(text, markup=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+    def _move(self, stage: str, done: float, total: float | None, detail: str) -> None:
+        self._bar.update(self._task, description=stage, completed=done, total=total, detail=detail)
+
+
+def _as_dict(event: Event) -> dict[str, Any]:
+    return {"event": event.kind, **asdict(event)}

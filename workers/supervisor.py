@@ -1,0 +1,263 @@
+"""Runs one claimed attempt of a job: inputs, trainer process, checkpoints, and the report of how it ended.
+
+It decides; others do: `lease` renews and hears what is wanted, `relay` brings events and logs to the store, `uploads`
+brings checkpoints into the artifact store, each in its thread. An unreachable store or artifact store stops nothing:
+only LOST does, and then nothing more is written.
+"""
+
+import logging
+import shutil
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from backends.errors import ExitCode, RepotuneError
+from jobs.events import Failed, Finished, Stopped
+from jobs.spec import JobSpec, Kind
+from jobs.states import Cause, Desired, State
+from queue_app.records import Claim
+from workers.assignment import EVENTS, LOG, OUTPUT
+from workers.failure import failure_of
+from workers.inputs import prepare
+from workers.lease import Lease
+from workers.memory import shortage
+from workers.process import LineTail, TrainerProcess
+from workers.relay import Outbox, Relay
+from workers.runtime import Runtime
+from workers.uploads import CheckpointUploads, link_aside
+from workers.watch import End, Limits, Stop, Watch
+
+_log = logging.getLogger(__name__)
+_POLL_SECONDS = 0.2
+
+#: A trainer that dies without a word is started again so often.
+_DEATHS_FORGIVEN = 3
+_DEATH = "The trainer process died"
+
+
+_STOP_FOR = {Desired.CANCEL: Stop.CANCEL, Desired.PAUSE: Stop.PAUSE, Desired.PREEMPT: Stop.PREEMPT}
+
+
+class Supervisor:
+    """One attempt of one job."""
+
+    def __init__(self, runtime: Runtime, claim: Claim) -> None:
+        self._runtime = runtime
+        self._claim = claim
+        self._workdir = runtime.workroot / claim.job_id
+        self._lease = Lease(runtime.store, claim, runtime.settings.renew_seconds)
+
+    def run(self) -> None:
+        """Run the attempt to its end and report it. Raises nothing that a ticket could be blamed for."""
+        self._lease.start()
+        try:
+            self._fresh_workdir()
+            self._attempt()
+        except Exception as error:  # noqa: BLE001 - a job that cannot be run must say so, not vanish
+            self._refused(error)
+        finally:
+            self._lease.end()
+            shutil.rmtree(self._workdir, ignore_errors=True)
+
+    def _fresh_workdir(self) -> None:
+        shutil.rmtree(self._workdir, ignore_errors=True)
+        self._workdir.mkdir(parents=True, mode=0o700)
+
+    def _attempt(self) -> None:
+        runtime, record = self._runtime, self._claim.record
+        device = runtime.machine.device
+        busy = shortage(runtime.machine, record.need_bytes)
+        if busy:
+            self._give_back(None, busy, delay=runtime.settings.busy_seconds)
+            return
+        assignment = prepare(record, device.value, self._workdir, runtime.store, runtime.artifacts)
+        if self._must_go():
+            self._report(End(last=None, stop=self._wanted(), exit_code=0, log=""))
+            return
+        trainer = TrainerProcess(assignment, self._workdir, runtime.settings.cache)
+        relay, uploads = self._helpers()
+        try:
+            watch = Watch(trainer, self._wanted, uploads, self._limits())
+            end = watch.until_end(give_up=self._must_drop)
+            self._after(end, relay, uploads)
+        finally:
+            trainer.kill()
+            relay.abandon()
+            uploads.abandon()
+
+    def _helpers(self) -> tuple[Relay, CheckpointUploads]:
+        store, claim = self._runtime.store, self._claim
+        relay = Relay(
+            claim.job_id,
+            [
+                Outbox(LineTail(self._workdir / EVENTS), partial(store.emit, claim)),
+                Outbox(LineTail(self._workdir / LOG), partial(store.logs_append, claim)),
+            ],
+        )
+        uploads = CheckpointUploads(claim.job_id, self._upload_checkpoint, self._workdir / "uploads")
+        relay.start()
+        uploads.start()
+        return relay, uploads
+
+    def _limits(self) -> Limits:
+        spec = JobSpec.model_validate_json(self._claim.record.spec)
+        hours = spec.config.for_device(self._runtime.machine.device).training.max_wall_hours
+        settings = self._runtime.settings
+        return Limits(
+            wall_seconds=hours * 3600 if hours else float("inf"),
+            stall_seconds=settings.stall_minutes * 60,
+            stop_seconds=settings.stop_seconds,
+        )
+
+    # ---- what is wanted ----
+
+    def _wanted(self) -> Stop | None:
+        """Why the job should stop, by the store or because this worker leaves."""
+        wanted = _STOP_FOR.get(self._lease.desired)
+        return wanted or (Stop.PREEMPT if self._runtime.leaving.is_set() else None)
+
+    def _must_drop(self) -> bool:
+        """True when the trainer must end at once, and nothing is waited for."""
+        return self._lease.lost or self._runtime.now.is_set()
+
+    def _must_go(self) -> bool:
+        return self._must_drop() or self._wanted() is not None
+
+    # ---- the end ----
+
+    def _after(self, end: End, relay: Relay, uploads: CheckpointUploads) -> None:
+        """Let events, logs and checkpoints arrive, then report."""
+        relay.drain()
+        while relay.is_alive() and not self._must_drop():
+            relay.join(_POLL_SECONDS)
+        patience = self._runtime.settings.stop_seconds if end.stop else self._runtime.settings.stall_minutes * 60
+        give_up_at = time.monotonic() + patience
+        uploads.close()
+        while uploads.is_alive() and not self._must_drop() and time.monotonic() < give_up_at:
+            uploads.join(_POLL_SECONDS)
+        self._report(end)
+
+    def _report(self, end: End) -> None:
+        if self._lease.lost:
+            _log.warning("%s belongs to somebody else now: nothing more is written", self._claim.job_id)
+        elif isinstance(end.last, Finished):
+            self._succeed(end.last.result)
+        elif end.stop in _ENDS:
+            state, cause, reason = _ENDS[end.stop]
+            self._finish(state, cause, reason)
+        elif end.stop is Stop.PREEMPT or isinstance(end.last, Stopped) or self._runtime.now.is_set():
+            self._give_back(Cause.PREEMPTED, f"Worker {self._runtime.name} left; the job goes on from its checkpoint.")
+        elif isinstance(end.last, Failed):
+            self._fail(end.last)
+        else:
+            self._died(end)
+
+    def _succeed(self, result: dict[str, Any]) -> None:
+        artifact = f"{self._claim.job_id}/{self._claim.fence}/output"
+        # Checkpoints have their own artifacts; the result is what a person pulls.
+        folder = link_aside(self._workdir / OUTPUT, self._workdir / "result", leave_out=("checkpoints",))
+        give_up_at = time.monotonic() + self._runtime.settings.stall_minutes * 60
+        while not self._must_drop():
+            try:
+                self._runtime.artifacts.put_folder(folder, artifact)
+            except (RepotuneError, OSError) as error:
+                _log.warning("the result of %s does not reach the artifact store: %s", self._claim.job_id, error)
+                if time.monotonic() > give_up_at:
+                    raise
+                self._runtime.now.wait(5)
+            else:
+                self._finish(State.SUCCEEDED, None, "", {**result, "artifact": artifact})
+                return
+
+    def _fail(self, failed: Failed) -> None:
+        if failed.cause != Cause.OUT_OF_MEMORY:
+            self._finish(State.FAILED, Cause(failed.cause), failed.message)
+            return
+        micro_batch = self._micro_batch()
+        if micro_batch > 1:
+            half = (
+                f"Out of memory with a micro-batch of {micro_batch}: going on with half, and the same effective batch."
+            )
+            self._give_back(Cause.OUT_OF_MEMORY, half, halve_memory=True)
+        else:
+            self._finish(State.FAILED, Cause.OUT_OF_MEMORY, failed.message)
+
+    def _micro_batch(self) -> int:
+        """The micro-batch of this attempt; 1 where there is nothing to halve."""
+        record = self._claim.record
+        spec = JobSpec.model_validate_json(record.spec)
+        if spec.kind is not Kind.TRAINING:
+            return 1
+        whole = spec.config.for_device(self._runtime.machine.device).optimization.micro_batch
+        return max(1, whole // 2**record.memory_halvings)
+
+    def _died(self, end: End) -> None:
+        """No last word: killed from outside, most often by the kernel for want of memory."""
+        how = f"signal {-end.exit_code}" if end.exit_code < 0 else f"exit code {end.exit_code}"
+        killed = " The system may have run out of memory." if end.exit_code == -signal.SIGKILL else ""
+        sentence = f"{_DEATH} ({how}).{killed}"
+        if self._deaths_before() < _DEATHS_FORGIVEN:
+            self._give_back(Cause.WORKER_LOST, f"{sentence} The job goes on from its checkpoint.")
+        else:
+            times = _DEATHS_FORGIVEN + 1
+            self._finish(
+                State.FAILED, Cause.WORKER_LOST, f"{sentence} That was time {times}. Its last words: {end.log}"
+            )
+
+    def _deaths_before(self) -> int:
+        """How often a trainer of this job died, as the store's own events tell."""
+        deaths, after = 0, "0"
+        while page := self._runtime.insist(
+            lambda start=after: self._runtime.store.events(self._claim.job_id, start),  # type: ignore[misc]
+            self._must_drop,
+        ):
+            deaths += sum(str(event.get("reason", "")).startswith(_DEATH) for _, event in page)
+            after = page[-1][0]
+        return deaths
+
+    def _refused(self, error: Exception) -> None:
+        """The attempt could not be made. An artifact store that is away is waited for; all else is the job's end."""
+        _log.warning("%s: %s", self._claim.job_id, error, exc_info=not isinstance(error, RepotuneError))
+        if isinstance(error, RepotuneError) and error.exit_code == ExitCode.UNREACHABLE:
+            self._give_back(None, str(error), delay=self._runtime.settings.busy_seconds)
+            return
+        failed = failure_of(error)
+        self._finish(State.FAILED, Cause(failed.cause), failed.message)
+
+    # ---- calls to the store, made until it answers ----
+
+    def _finish(self, state: State, cause: Cause | None, reason: str, result: dict[str, Any] | None = None) -> None:
+        finish = partial(self._runtime.store.finish, self._claim, state, cause, reason, result)
+        self._runtime.publish(self._runtime.insist(finish, self._must_drop) or [])
+
+    def _give_back(self, cause: Cause | None, reason: str, delay: float = 0.0, *, halve_memory: bool = False) -> None:
+        requeue = partial(self._runtime.store.requeue, self._claim, cause, reason, delay, halve_memory)
+        # Even a worker that must end now tries once: the job need not wait for the lease then.
+        tries = iter((False,))
+        ticket = self._runtime.insist(requeue, lambda: next(tries, self._must_drop()))
+        self._runtime.publish([ticket] if ticket else [])
+
+    def _upload_checkpoint(self, folder: Path, step: int) -> None:
+        artifact = f"{self._claim.job_id}/{self._claim.fence}/checkpoints/step-{step}"
+        self._runtime.artifacts.put_folder(folder, artifact)
+        point = partial(self._runtime.store.checkpoint, self._claim, step, artifact)
+        self._runtime.insist(point, self._must_drop)
+
+
+#: Stops that end the job: state, cause, sentence.
+_ENDS = {
+    Stop.CANCEL: (State.CANCELLED, Cause.CANCELLED, "Cancelled by its owner."),
+    Stop.PAUSE: (State.PAUSED, None, "Set aside by its owner; it goes on from its checkpoint."),
+    Stop.WALL_TIME: (
+        State.FAILED,
+        Cause.MAX_WALL_TIME,
+        "The job ran longer than training.max_wall_hours: raise it and retry; it goes on from its checkpoint.",
+    ),
+    Stop.STALLED: (
+        State.FAILED,
+        Cause.STALLED,
+        "The job told of no progress for too long (REPOTUNE_STALL_MINUTES): look at its log, then retry.",
+    ),
+}
