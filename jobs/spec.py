@@ -7,7 +7,7 @@
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, create_model, model_serializer
 
 from backends.devices import Device
 from backends.errors import ExitCode, RepotuneError
@@ -112,6 +112,14 @@ class OutputSection(Section):
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept; older ones are removed.")
 
 
+class Override(Section):
+    """Keys that replace others. Written out, it holds only those that were set: the rest would come back as null."""
+
+    @model_serializer(mode="wrap")
+    def _only_what_was_set(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in write(self).items() if key in self.model_fields_set}
+
+
 def _partial(section: type[Section]) -> Any:
     """The same section with every key optional: what a device section may override."""
     fields: dict[str, Any] = {}
@@ -120,7 +128,7 @@ def _partial(section: type[Section]) -> Any:
         if field.metadata:
             annotation = Annotated[(annotation, *field.metadata)]
         fields[name] = (annotation, Field(None, description=field.description))
-    return create_model(f"{section.__name__}Override", __base__=Section, __doc__=section.__doc__, **fields)
+    return create_model(f"{section.__name__}Override", __base__=Override, __doc__=section.__doc__, **fields)
 
 
 _SECTIONS: dict[str, type[Section]] = {
@@ -135,9 +143,9 @@ _SECTIONS: dict[str, type[Section]] = {
 
 _Overrides: Any = create_model(  # type: ignore[call-overload]
     "DeviceSection",
-    __base__=Section,
+    __base__=Override,
     __doc__="Keys that differ on this device.",
-    **{name: (_partial(section), None) for name, section in _SECTIONS.items()},
+    **{name: (_partial(section) | None, None) for name, section in _SECTIONS.items()},
 )
 
 
