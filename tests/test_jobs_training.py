@@ -1,0 +1,411 @@
+import json
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
+
+from backends.devices import Device
+from backends.full import FullPrecision
+from jobs import shards, training
+from jobs.checkpoint import CheckpointDamaged, latest
+from jobs.context import JobContext, OutputExists, StopRequested
+from jobs.events import Checkpointed, Evaluated, Note, StageStarted, StepDone
+from jobs.spec import Config, InvalidSpec
+from jobs.training import Diverged, OutOfMemory, train
+
+torch.set_num_threads(1)
+
+LENGTH = 32
+VOCABULARY = 96
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"), dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def model_folder_with_dropout(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model-with-dropout"), dropout=0.1)
+
+
+def write_model(folder, dropout):
+    torch.manual_seed(17)
+    Starcoder2ForCausalLM(
+        Starcoder2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            attention_dropout=dropout,
+            residual_dropout=dropout,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "dataset", train_rows=22, seed=3)
+
+
+def write_dataset(folder: Path, train_rows: int, seed: int) -> Path:
+    """Rows of two or three documents of different lengths, some with padding, ids that are learnable."""
+    random = np.random.default_rng(seed)
+    files, splits = {}, {}
+    for split, rows in (("train", train_rows), ("held_out", 5)):
+        with shards.ShardWriter(folder, split, LENGTH, "uint16") as writer:
+            for _ in range(rows):
+                writer.append(*random_row(random))
+        files |= writer.files
+        splits[split] = {"rows": rows, "tokens": rows * LENGTH}
+    manifest = {"files": files, "splits": splits, "dtype": "uint16", "sequence_length": LENGTH, "commit": "c" * 40}
+    shards.write_manifest(folder, manifest)
+    return folder
+
+
+def random_row(random):
+    ids = (np.arange(LENGTH) * 3 + random.integers(0, VOCABULARY)) % VOCABULARY
+    flags = np.full(LENGTH, shards.LABEL, dtype=np.uint8)
+    flags[[0, *random.choice(np.arange(2, LENGTH - 8), size=2, replace=False)]] = shards.DOCUMENT_START
+    padding = int(random.integers(0, 8))
+    if padding:
+        flags[-padding:] = 0
+        flags[-padding] = shards.DOCUMENT_START
+    return ids.astype(np.int64), flags
+
+
+def make_config(model_folder, **changes) -> Config:
+    values = {
+        "model.name": str(model_folder),
+        "quantization.kind": "none",
+        "lora.rank": 4,
+        "lora.alpha": 8,
+        "optimization.learning_rate": 5e-3,
+        "optimization.micro_batch": 2,
+        "optimization.accumulation": 2,
+        "training.epochs": 2,
+        "training.checkpoint_every_steps": 3,
+        "training.gradient_checkpointing": "off",
+    } | {key.replace("__", "."): value for key, value in changes.items()}
+    sections: dict = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    return Config.model_validate(sections)
+
+
+class Recorder:
+    """Takes the events of a run and asks it to stop after a step."""
+
+    def __init__(self, stop_after=None):
+        self.events = []
+        self.stop_after = stop_after
+
+    def of(self, kind):
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def should_stop(self):
+        return self.stop_after is not None and any(step.step >= self.stop_after for step in self.of(StepDone))
+
+
+def run(output, config, dataset, recorder=None, **options):
+    recorder = recorder or Recorder()
+    context = JobContext(output=output, emit=recorder.events.append, should_stop=recorder.should_stop)
+    backend = options.pop("backend", FullPrecision())
+    return train(config, dataset, backend, Device.CPU, context, **options)
+
+
+def losses(output):
+    return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def adapter_bytes(output):
+    return (output / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_training_lowers_the_held_out_loss_and_leaves_adapter_metrics_report_and_result(
+    tmp_path, dataset, model_folder
+):
+    recorder = Recorder()
+    result = run(tmp_path, make_config(model_folder, training__epochs=4), dataset, recorder)
+    assert result["steps"] == 4 * 6
+    assert result["loss_after"] < result["loss_before"] - 0.1
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert "</html>" in (tmp_path / "report.html").read_text()
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == list(range(1, 25))
+    fields = {"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "memory_bytes"}
+    assert all(fields <= step.keys() for step in steps)
+    assert steps[-1]["tokens"] == result["tokens"]
+    assert [event.stage for event in recorder.of(StageStarted)] == [
+        "load model",
+        "evaluate",
+        "train",
+        "evaluate",
+        "save",
+    ]
+    assert [event.step for event in recorder.of(Evaluated)] == [0, 24]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's
+def test_the_adapter_loads_with_plain_peft_and_has_the_reported_loss(tmp_path, dataset, model_folder):
+    result = run(tmp_path, make_config(model_folder), dataset)
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == str(model_folder)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), tmp_path / "adapter").eval()
+    total, count = 0.0, 0
+    for row in shards.open_dataset(dataset).held_out:
+        targets = torch.from_numpy(shards.labels(row.ids, row.flags))[1:]
+        with torch.no_grad():
+            logits = model(
+                input_ids=torch.from_numpy(row.ids)[None],
+                position_ids=torch.from_numpy(shards.position_ids(row.flags))[None],
+                use_cache=False,
+            ).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        count += int((targets != -100).sum())
+    assert result["held_out_tokens"] == count
+    assert result["loss_after"] == pytest.approx(total / count, abs=1e-6)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    tmp_path, dataset, model_folder, model_folder_with_dropout, dropout
+):
+    config = make_config(model_folder_with_dropout if dropout else model_folder, lora__dropout=dropout)
+    whole = run(tmp_path / "whole", config, dataset)
+    recorder = Recorder(stop_after=5)
+    with pytest.raises(StopRequested):
+        run(tmp_path / "cut", config, dataset, recorder)
+    assert recorder.of(Checkpointed)[-1].step == 5
+    torch.rand(100)  # whatever else drew random numbers in between
+    resumed = run(tmp_path / "cut", config, dataset, resume_from=tmp_path / "cut" / "checkpoints")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert adapter_bytes(tmp_path / "cut") == adapter_bytes(tmp_path / "whole")
+    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_steps_after_the_checkpoint_are_done_again_and_not_written_twice(tmp_path, dataset, model_folder):
+    config = make_config(model_folder)
+    run(tmp_path / "whole", config, dataset)
+    folder = tmp_path / "killed"
+    script = (
+        "import os, sys, signal; sys.path[:0] = [sys.argv[1], os.getcwd()]\n"
+        "from pathlib import Path\n"
+        "import test_jobs_training as t\n"
+        "recorder = t.Recorder()\n"
+        "class Killed(list):\n"
+        "    def append(self, event):\n"
+        "        super().append(event)\n"
+        "        if isinstance(event, t.StepDone) and event.step == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "recorder.events = Killed()\n"
+        "t.run(Path(sys.argv[2]), t.make_config(Path(sys.argv[4])), Path(sys.argv[3]), recorder)\n"
+    )
+    arguments = [Path(__file__).parent, folder, dataset, model_folder]
+    process = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], cwd=Path.cwd(), check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert len(losses(folder)) == 8
+    assert latest(folder / "checkpoints").name == "step-6"
+    run(folder, config, dataset, resume_from=folder / "checkpoints")
+    assert losses(folder) == losses(tmp_path / "whole")
+    assert adapter_bytes(folder) == adapter_bytes(tmp_path / "whole")
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_note(tmp_path, dataset, model_folder):
+    with pytest.raises(StopRequested):
+        run(tmp_path, make_config(model_folder), dataset, Recorder(stop_after=5))
+    damaged = tmp_path / "checkpoints" / "step-5" / "optimizer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    recorder = Recorder()
+    run(tmp_path, make_config(model_folder), dataset, recorder, resume_from=tmp_path / "checkpoints" / "step-5")
+    notes = [note.message for note in recorder.of(Note)]
+    assert any("step-5 is damaged" in note for note in notes)
+    assert any("after step 3" in note for note in notes)
+    assert recorder.of(StepDone)[0].step == 4
+
+
+def test_resuming_without_any_whole_checkpoint_is_refused(tmp_path, dataset, model_folder):
+    with pytest.raises(StopRequested):
+        run(tmp_path, make_config(model_folder), dataset, Recorder(stop_after=1))
+    (tmp_path / "checkpoints" / "step-1" / "manifest.json").unlink()
+    with pytest.raises(CheckpointDamaged, match="to start from the beginning"):
+        run(tmp_path, make_config(model_folder), dataset, resume_from=tmp_path / "checkpoints")
+
+
+def test_resuming_where_nothing_was_saved_starts_from_the_beginning(tmp_path, dataset, model_folder):
+    recorder = Recorder()
+    config = make_config(model_folder, training__max_steps=1)
+    run(tmp_path, config, dataset, recorder, resume_from=tmp_path / "checkpoints")
+    assert any("from the beginning" in note.message for note in recorder.of(Note))
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"lora__rank": 8}, "lora.rank was 4 then and is 8 now"),
+        ({"model__name": "other/model"}, "model.name"),
+        ({"training__seed": 5}, "training.seed"),
+        ({"optimization__accumulation": 3}, "optimization.accumulation"),
+    ],
+)
+def test_resuming_another_run_is_refused(tmp_path, dataset, model_folder, change, key):
+    with pytest.raises(StopRequested):
+        run(tmp_path, make_config(model_folder), dataset, Recorder(stop_after=1))
+    with pytest.raises(InvalidSpec, match=key):
+        run(tmp_path, make_config(model_folder, **change), dataset, resume_from=tmp_path / "checkpoints")
+
+
+def test_resuming_on_another_dataset_is_refused(tmp_path, dataset, model_folder):
+    with pytest.raises(StopRequested):
+        run(tmp_path / "out", make_config(model_folder), dataset, Recorder(stop_after=1))
+    other = write_dataset(tmp_path / "other", train_rows=22, seed=4)
+    with pytest.raises(InvalidSpec, match="dataset"):
+        run(tmp_path / "out", make_config(model_folder), other, resume_from=tmp_path / "out" / "checkpoints")
+
+
+def test_half_the_micro_batch_gives_the_same_losses(tmp_path, dataset, model_folder):
+    config = make_config(model_folder, optimization__micro_batch=4, optimization__accumulation=1)
+    run(tmp_path / "whole", config, dataset)
+    recorder = Recorder()
+    run(tmp_path / "halves", config, dataset, recorder, micro_batch_divisor=2)
+    assert losses(tmp_path / "halves") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    run(tmp_path / "singles", config, dataset, micro_batch_divisor=64)
+    assert losses(tmp_path / "singles") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    assert any("micro-batch" in note.message for note in recorder.of(Note))
+
+
+def test_a_step_is_the_mean_over_all_its_label_tokens(tmp_path, dataset, model_folder):
+    config = make_config(model_folder, optimization__micro_batch=1, optimization__accumulation=4, training__max_steps=1)
+    run(tmp_path, config, dataset)
+    data = shards.open_dataset(dataset)
+    order = training.Order(rows=len(data.train), effective_batch=4, seed=17, epochs=2)
+    base = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+    total, count = 0.0, 0
+    for number in order.permutation(0)[:4]:
+        row = data.train[number]
+        targets = torch.from_numpy(shards.labels(row.ids, row.flags))[1:]
+        positions = torch.from_numpy(shards.position_ids(row.flags))[None]
+        with torch.no_grad():
+            logits = base(torch.from_numpy(row.ids)[None], position_ids=positions, use_cache=False).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        count += int((targets != -100).sum())
+    assert losses(tmp_path)[0] == pytest.approx(total / count, abs=1e-5)
+
+
+def test_an_existing_adapter_or_unfinished_run_is_never_overwritten(tmp_path, dataset, model_folder):
+    with pytest.raises(StopRequested):
+        run(tmp_path, make_config(model_folder), dataset, Recorder(stop_after=1))
+    with pytest.raises(OutputExists, match="checkpoints of a run"):
+        run(tmp_path, make_config(model_folder), dataset)
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(OutputExists, match="already holds an adapter"):
+        run(tmp_path, make_config(model_folder), dataset)
+
+
+def test_checkpoints_follow_the_clock_and_only_the_newest_are_kept(tmp_path, dataset, model_folder):
+    config = make_config(model_folder, training__checkpoint_every_steps=1000, training__checkpoint_every_minutes=1e-9)
+    recorder = Recorder()
+    run(tmp_path, config, dataset, recorder)
+    assert [event.step for event in recorder.of(Checkpointed)] == list(range(1, 13))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-11", "step-12"]
+
+
+def test_held_out_loss_is_measured_every_so_many_steps_on_the_same_rows(tmp_path, dataset, model_folder):
+    recorder = Recorder()
+    config = make_config(model_folder, training__evaluate_every_steps=5, training__evaluation_rows=2)
+    result = run(tmp_path, config, dataset, recorder)
+    assert [event.step for event in recorder.of(Evaluated)] == [0, 5, 10, 12]
+    assert len({event.tokens for event in recorder.of(Evaluated)}) == 1
+    assert result["held_out_rows"] == 2
+
+
+def test_the_learning_rate_warms_up_and_falls(tmp_path, dataset, model_folder):
+    recorder = Recorder()
+    run(tmp_path, make_config(model_folder, optimization__warmup_ratio=0.25), dataset, recorder)
+    rates = [step.lr for step in recorder.of(StepDone)]
+    assert rates[:3] == pytest.approx([5e-3 / 3, 10e-3 / 3, 5e-3])
+    assert all(later <= earlier for earlier, later in pairwise(rates[2:]))
+    assert 0 < rates[-1] < 5e-4
+
+
+class Failing(FullPrecision):
+    """Raises an error, or computes NaN, from a later forward pass of training on."""
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def load(self, request):
+        loaded = super().load(request)
+        passes = iter(range(10**6))
+
+        def fail(module, _arguments, output):
+            if not module.training or next(passes) < 8:
+                return output
+            if self.error:
+                raise self.error
+            return output * float("nan")
+
+        loaded.model.get_base_model().model.norm.register_forward_hook(fail)
+        return loaded
+
+
+def test_steps_that_are_not_finite_are_skipped_and_several_in_a_row_end_the_run(tmp_path, dataset, model_folder):
+    recorder = Recorder()
+    with pytest.raises(Diverged, match=r"5 steps in a row.*learning_rate"):
+        run(tmp_path, make_config(model_folder), dataset, recorder, backend=Failing())
+    assert [note.level for note in recorder.of(Note) if "skipped" in note.message] == ["warning"] * 4
+    weights = load_file(latest(tmp_path / "checkpoints") / "adapter" / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert losses(tmp_path)[-1] is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.90 GB, max allowed: 9.07 GB)."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_a_lack_of_memory_is_told_as_such(tmp_path, dataset, model_folder, error):
+    with pytest.raises(OutOfMemory, match="micro_batch"):
+        run(tmp_path, make_config(model_folder), dataset, backend=Failing(error))
+
+
+def test_a_real_allocation_failure_on_the_cpu_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 58)
+    assert training.is_out_of_memory(caught.value)
+
+
+def test_other_errors_stay_what_they_are(tmp_path, dataset, model_folder):
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(tmp_path, make_config(model_folder), dataset, backend=Failing(RuntimeError("a defect")))
+
+
+def test_a_dataset_of_another_vocabulary_is_refused(tmp_path, model_folder):
+    folder = tmp_path / "dataset"
+    write_dataset(folder, train_rows=3, seed=1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shards.write_manifest(folder, manifest | {"vocab_size": VOCABULARY + 1})
+    with pytest.raises(InvalidSpec, match="tokenizer"):
+        run(tmp_path / "out", make_config(model_folder), folder)
