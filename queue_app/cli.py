@@ -6,6 +6,7 @@ that run job code live in `workers` and are found through the entry-point group 
 This is the only place that turns an error into a line on stderr and an exit code (`backends.errors.ExitCode`).
 """
 
+import json
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -174,7 +175,7 @@ def _explain(error: Exception) -> int:
     """Print one sentence for `error` and return the exit code it stands for."""
     if isinstance(error, click.ClickException):
         error.show()
-        return error.exit_code
+        return _end(error.format_message(), error.exit_code)
     if isinstance(error, click.Abort):
         return ExitCode.INTERRUPTED
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
@@ -183,9 +184,17 @@ def _explain(error: Exception) -> int:
         )
     if isinstance(error, RepotuneError):
         _say(str(error))
-        return error.exit_code
-    _say(f"unexpected error ({type(error).__name__}: {error}); run again with --debug to see where.")
-    return ExitCode.JOB_FAILED
+        return _end(str(error), error.exit_code)
+    sentence = f"unexpected error ({type(error).__name__}: {error}); run again with --debug to see where."
+    _say(sentence)
+    return _end(sentence, ExitCode.JOB_FAILED)
+
+
+def _end(sentence: str, code: int) -> int:
+    """Beside `--json` an error is a JSON object too."""
+    if "--json" in sys.argv[1:]:
+        click.echo(json.dumps({"error": sentence, "exit_code": int(code)}))
+    return code
 
 
 def _say(sentence: str) -> None:

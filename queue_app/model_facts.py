@@ -116,7 +116,7 @@ def _from_hub(name: str, revision: str | None) -> ModelFacts:
 def _ask_hub(name: str, revision: str | None) -> str:
     """The text of config.json. A plain request: `hf_hub_download` tries again for half a minute when offline."""
     from huggingface_hub import constants, get_session, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils._headers import build_hf_headers
 
     if constants.is_offline_mode():
         raise OSError("HF_HUB_OFFLINE is set")

@@ -21,7 +21,7 @@ from jobs.states import State
 from queue_app.celery_app import make_app
 from queue_app.plan import DATASET_NEED_BYTES, Plan, Request, dataset_queue
 from queue_app.records import JobRecord, NewJob, Ticket, new_job_id
-from queue_app.tickets import publish
+from queue_app.tickets import publish, ticket_of
 
 if TYPE_CHECKING:
     from queue_app.artifacts import ArtifactStore
@@ -54,12 +54,13 @@ def submit(request: Request, plan: Plan, connection: "Connection", artifacts: "A
     new = new_jobs(request, plan, bundle)
     records = connection.store.submit(new)
     dataset, training = records
+    tickets = [ticket_of(job) for job in records if job.state == State.QUEUED]
     return Submission(
         dataset=dataset,
         training=training,
         dataset_reused=dataset.id != new[0].id,
         training_reused=training.id != new[1].id,
-        unpublished=publish_tickets(connection.settings.broker_url, [_ticket(job) for job in records if _is_due(job)]),
+        unpublished=publish_tickets(connection.settings.broker_url, tickets),
     )
 
 
@@ -96,7 +97,7 @@ def new_jobs(request: Request, plan: Plan, bundle: str | None) -> tuple[NewJob, 
     spec = JobSpec(
         kind=Kind.TRAINING,
         name=plan.name,
-        device=request.device,  # type: ignore[arg-type] - click offers only these
+        device=request.device,
         config=request.config,
         dataset_job=dataset.id,
     )
@@ -151,11 +152,3 @@ def publish_tickets(broker_url: str, tickets: Sequence[Ticket]) -> str:
     except Exception as error:  # noqa: BLE001 - kombu lets through whatever its transport raises
         return f"{type(error).__name__}: {error}"
     return ""
-
-
-def _is_due(job: JobRecord) -> bool:
-    return job.state == State.QUEUED
-
-
-def _ticket(job: JobRecord) -> Ticket:
-    return Ticket(job_id=job.id, attempt=job.attempt, queue=job.queue, priority=job.priority)
