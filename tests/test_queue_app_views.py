@@ -160,9 +160,15 @@ def test_workers_are_listed_with_what_they_serve(store):
 def test_cancel_and_retry_say_what_became_of_the_job(store):
     (job,) = store.submit([new_job()])
     assert invoke("cancel", job.id) == f"{job.id} is cancelled.\n"
-    assert "there is nothing to cancel" in invoke("cancel", job.id)
+    assert invoke("cancel", job.id) == f"{job.id} is cancelled.\n"
     assert f"{job.id} is QUEUED again, attempt 2." in invoke("retry", job.id)
     assert json.loads(invoke("retry", job.id, "--json").splitlines()[-1])["state"] == "QUEUED"
+
+
+def test_a_job_that_ended_is_not_cancelled(store):
+    (job,) = store.submit([new_job()])
+    store.finish(store.claim(job.id, 1, "anna", new_claim_id()), State.SUCCEEDED)
+    assert "is SUCCEEDED: there is nothing to cancel" in invoke("cancel", job.id)
 
 
 def test_a_running_job_is_asked_to_stop(store):
