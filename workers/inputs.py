@@ -10,6 +10,7 @@ from queue_app.artifacts import ArtifactStore
 from queue_app.records import JobRecord
 from queue_app.store import JobStore
 from workers.assignment import Assignment
+from workers.uploads import link_aside
 
 
 def prepare(record: JobRecord, device: str, workdir: Path, store: JobStore, artifacts: ArtifactStore) -> Assignment:
@@ -27,9 +28,12 @@ def prepare(record: JobRecord, device: str, workdir: Path, store: JobStore, arti
             raise InvalidSpec("A dataset job needs a source: submit it again with a repository.")
         inputs["git_dir"] = str(_repository(spec.source, workdir / "repository.git", artifacts))
     else:
-        inputs["dataset"] = str(artifacts.fetch(_dataset(spec, record, store)))
+        # Linked aside: the cache may drop what it holds while a job of hours still reads it.
+        inputs["dataset"] = str(link_aside(artifacts.fetch(_dataset(spec, record, store)), workdir / "dataset"))
         if record.checkpoint:
-            inputs["resume_from"] = str(artifacts.fetch(record.checkpoint["artifact"]))
+            step = f"step-{record.checkpoint['step']}"
+            fetched = artifacts.fetch(record.checkpoint["artifact"])
+            inputs["resume_from"] = str(link_aside(fetched, workdir / "resume" / step))
     return Assignment(
         spec=record.spec,
         device=device,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.errors import ExitCode, RepotuneError
-from jobs.events import Failed, Finished, Stopped
+from jobs.events import Event, Failed, Finished, Note, StageStarted, Stopped
 from jobs.spec import JobSpec, Kind
 from jobs.states import Cause, Desired, State
 from queue_app.records import Claim
@@ -22,7 +22,7 @@ from workers.assignment import EVENTS, LOG, OUTPUT
 from workers.failure import failure_of
 from workers.inputs import prepare
 from workers.lease import Lease
-from workers.memory import shortage
+from workers.memory import free_bytes, shortage
 from workers.process import LineTail, TrainerProcess
 from workers.relay import Outbox, Relay
 from workers.runtime import Runtime
@@ -67,25 +67,39 @@ class Supervisor:
 
     def _attempt(self) -> None:
         runtime, record = self._runtime, self._claim.record
-        device = runtime.machine.device
         busy = shortage(runtime.machine, record.need_bytes)
         if busy:
             self._give_back(None, busy, delay=runtime.settings.busy_seconds)
             return
-        assignment = prepare(record, device.value, self._workdir, runtime.store, runtime.artifacts)
-        if self._must_go():
-            self._report(End(last=None, stop=self._wanted(), exit_code=0, log=""))
-            return
-        trainer = TrainerProcess(assignment, self._workdir, runtime.settings.cache)
         relay, uploads = self._helpers()
         try:
-            watch = Watch(trainer, self._wanted, uploads, self._limits())
-            end = watch.until_end(give_up=self._must_drop)
-            self._after(end, relay, uploads)
+            end = self._train(uploads)
+            self._let_arrive(end, relay, uploads)
+            self._report(end)
         finally:
-            trainer.kill()
             relay.abandon()
             uploads.abandon()
+
+    def _train(self, uploads: CheckpointUploads) -> End:
+        """Fetch the inputs, run the trainer to its end."""
+        runtime, record = self._runtime, self._claim.record
+        self._tell(StageStarted(stage="fetch", message="inputs of the job"))
+        if free_bytes(runtime.machine.device) is None:
+            self._tell(Note(message="Free GPU memory is not known here: install nvidia-ml-py to have it checked."))
+        device = runtime.machine.device.value
+        assignment = prepare(record, device, self._workdir, runtime.store, runtime.artifacts)
+        if self._must_drop() or self._wanted():
+            return End(last=None, stop=self._wanted(), exit_code=0, log="")
+        trainer = TrainerProcess(assignment, self._workdir, runtime.settings.cache)
+        try:
+            return Watch(trainer, self._wanted, uploads, self._limits()).until_end(give_up=self._must_drop)
+        finally:
+            trainer.kill()
+
+    def _tell(self, event: Event) -> None:
+        """Add an event of our own, before the trainer adds its."""
+        with (self._workdir / EVENTS).open("a", encoding="utf-8") as file:
+            file.write(event.to_json() + "\n")
 
     def _helpers(self) -> tuple[Relay, CheckpointUploads]:
         store, claim = self._runtime.store, self._claim
@@ -122,22 +136,18 @@ class Supervisor:
         """True when the trainer must end at once, and nothing is waited for."""
         return self._lease.lost or self._runtime.now.is_set()
 
-    def _must_go(self) -> bool:
-        return self._must_drop() or self._wanted() is not None
-
     # ---- the end ----
 
-    def _after(self, end: End, relay: Relay, uploads: CheckpointUploads) -> None:
-        """Let events, logs and checkpoints arrive, then report."""
+    def _let_arrive(self, end: End, relay: Relay, uploads: CheckpointUploads) -> None:
+        """Wait until events and logs have arrived, and checkpoints too, or patience with the artifact store is over."""
         relay.drain()
         while relay.is_alive() and not self._must_drop():
             relay.join(_POLL_SECONDS)
-        patience = self._runtime.settings.stop_seconds if end.stop else self._runtime.settings.stall_minutes * 60
-        give_up_at = time.monotonic() + patience
+        settings = self._runtime.settings
+        give_up_at = time.monotonic() + (settings.stop_seconds if end.stop else settings.stall_minutes * 60)
         uploads.close()
         while uploads.is_alive() and not self._must_drop() and time.monotonic() < give_up_at:
             uploads.join(_POLL_SECONDS)
-        self._report(end)
 
     def _report(self, end: End) -> None:
         if self._lease.lost:
@@ -207,14 +217,15 @@ class Supervisor:
             )
 
     def _deaths_before(self) -> int:
-        """How often a trainer of this job died, as the store's own events tell."""
+        """How often a trainer of this job died since the job last failed, as the store's own events tell."""
         deaths, after = 0, "0"
         while page := self._runtime.insist(
-            lambda start=after: self._runtime.store.events(self._claim.job_id, start),  # type: ignore[misc]
-            self._must_drop,
+            partial(self._runtime.store.events, self._claim.job_id, after), self._must_drop
         ):
-            deaths += sum(str(event.get("reason", "")).startswith(_DEATH) for _, event in page)
-            after = page[-1][0]
+            for after, event in page:  # noqa: B007 - the last id is where the next page begins
+                if event.get("state") == State.FAILED:
+                    deaths = 0
+                deaths += str(event.get("reason", "")).startswith(_DEATH)
         return deaths
 
     def _refused(self, error: Exception) -> None:
