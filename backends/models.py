@@ -132,6 +132,7 @@ def load_base(
 
     folder = _local_folder(name, revision, [*_SMALL_FILES, "*.safetensors"])
     config = _read_config(name, folder)
+    quantization_config = _agreed_quantization(name, config, quantization_config)
     if not dropout:
         _switch_dropout_off(config)
     with _quiet():
@@ -207,6 +208,20 @@ def _check_causal(name: str, config: Any) -> None:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not trained_as_causal:
         kind = ", ".join(architectures) or config.model_type
         raise ModelNotLoadable(f"The model {name} is not a causal language model ({kind}): choose one that is.")
+
+
+def _agreed_quantization(name: str, config: Any, wanted: Any) -> Any:
+    """What is left to ask for: nothing where the files are quantised in the wanted way already."""
+    stored = getattr(config, "quantization_config", None)
+    if stored is None:
+        return wanted
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    if wanted is None or method != wanted.quant_method:
+        raise ModelNotLoadable(
+            f"The weights of {name} are already quantised ({method}): name the unquantised model, "
+            "repotune quantises while it loads."
+        )
+    return None
 
 
 def _check_complete(name: str, loading: dict[str, Any]) -> None:
