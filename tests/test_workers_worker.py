@@ -1,0 +1,375 @@
+"""Real workers on a real broker: claims, faults, signals. The processes are killed for real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from jobs import shards
+from jobs.config import load_config
+from jobs.spec import JobSpec, Kind
+from jobs.states import TERMINAL, Cause, State
+from queue_app.artifacts import ArtifactStore
+from queue_app.celery_app import make_app
+from queue_app.records import NewJob, new_claim_id, new_job_id
+from queue_app.store import JobStore, StoreTimes
+from queue_app.tickets import publish, ticket_of
+
+pytestmark = pytest.mark.slow
+
+LENGTH = 32
+WORKER = "from queue_app.cli import worker_main; worker_main()"
+FAST = {
+    "LEASE_SECONDS": "4",
+    "SUSPECT_SECONDS": "1",
+    "RENEW_SECONDS": "0.5",
+    "REAP_SECONDS": "0.5",
+    "RECONCILE_SECONDS": "1",
+    "WORKER_SECONDS": "8",
+    "STOP_SECONDS": "30",
+}
+
+
+class Site:
+    """One broker, one artifact store, and the workers that a test starts on this machine."""
+
+    def __init__(self, url, folder, model):
+        self.url = url
+        self.folder = folder
+        self.model = model
+        self.store = JobStore.connect(url, StoreTimes(lease=4, suspect=1, gap=4, worker=8))
+        self.app = make_app(url)
+        self.artifacts = ArtifactStore((folder / "artifacts").as_uri(), folder / "cache" / "artifacts")
+        self.workers = []
+
+    def start(self, name="anna", *, device="cpu", code=WORKER, **environment):
+        """Start a worker and wait until it is known."""
+        before = {worker.pid for worker in self.store.workers()}
+        process = self.launch("--device", device, "--name", name, code=code, **environment)
+        wait_for(lambda: process.poll() is not None or {w.pid for w in self.store.workers()} - before)
+        assert process.poll() is None, self.output(name)
+        return process
+
+    def launch(self, *arguments, code=WORKER, **environment):
+        settings = FAST | {
+            "BROKER_URL": self.url,
+            "HOME": str(self.folder),
+            "CACHE": str(self.folder / "cache"),
+            "ARTIFACTS": (self.folder / "artifacts").as_uri(),
+        }
+        variables = {f"REPOTUNE_{key}": value for key, value in (settings | environment).items()}
+        with (self.folder / "workers.log").open("ab") as log:
+            self.workers.append(
+                subprocess.Popen(
+                    [sys.executable, "-P", "-c", code, *arguments],
+                    env=os.environ | variables | {"OMP_NUM_THREADS": "1"},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.folder,
+                )
+            )
+        return self.workers[-1]
+
+    def output(self, _name=""):
+        return (self.folder / "workers.log").read_text()
+
+    def close(self):
+        for process in self.workers:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def submit(self, *jobs):
+        records = self.store.submit(jobs)
+        for record in records:
+            if record.state == State.QUEUED:
+                publish(self.app, ticket_of(record))
+        return records
+
+    def submit_training(self, max_steps, device="cpu", **settings):
+        """A training job whose dataset job is done."""
+        dataset = self.finished_dataset()
+        chosen = {
+            "model.name": str(self.model),
+            "cpu.quantization.kind": "none",
+            "lora.rank": 4,
+            "training.max_steps": max_steps,
+            "training.checkpoint_every_steps": 3,
+            "optimization.accumulation": 2,
+        } | settings
+        config = load_config(settings=[f"{key}={json.dumps(value)}" for key, value in chosen.items()])
+        spec = JobSpec(kind=Kind.TRAINING, device=device, config=config, dataset_job=dataset)
+        return self.submit(new_job("training", f"{device}.2g", spec, depends_on=dataset))[0].id
+
+    def finished_dataset(self):
+        spec = JobSpec(kind=Kind.DATASET, config=load_config())
+        record = self.store.submit([new_job("dataset", "cpu.256g", spec)])[0]
+        claim = self.store.claim(record.id, 1, "nobody", new_claim_id())
+        folder = write_dataset(self.folder / record.id)
+        self.artifacts.put_folder(folder, f"{record.id}/1/output")
+        self.store.finish(claim, State.SUCCEEDED, result={"artifact": f"{record.id}/1/output"})
+        return record.id
+
+    def ended(self, job_id, seconds=120):
+        """The record once the job has ended."""
+        wait_for(lambda: self.store.get(job_id).state in TERMINAL, seconds, self.output)
+        return self.store.get(job_id)
+
+    def events(self, job_id, kind):
+        return [event for _, event in self.store.events(job_id, limit=5000) if event["event"] == kind]
+
+    def has_checkpoint(self, job_id):
+        return wait_for(lambda: self.store.get(job_id).checkpoint, 60, self.output)
+
+    def trainer_pid(self, worker):
+        return wait_for(lambda: next(iter(psutil.Process(worker.pid).children()), None)).pid
+
+
+def new_job(kind, queue, spec, **fields):
+    return NewJob(
+        id=new_job_id(kind),
+        kind=kind,
+        name="tiny",
+        device=queue.partition(".")[0],
+        queue=queue,
+        spec=spec.model_dump_json(),
+        **fields,
+    )
+
+
+def write_dataset(folder):
+    random, files, splits = np.random.default_rng(3), {}, {}
+    flags = np.full(LENGTH, shards.LABEL, dtype=np.uint8)
+    flags[0] = shards.DOCUMENT_START
+    for split, rows in (("train", 16), ("held_out", 2)):
+        with shards.ShardWriter(folder, split, LENGTH, "uint16") as writer:
+            for _ in range(rows):
+                writer.append(random.integers(8, 300, LENGTH), flags)
+        files |= writer.files
+        splits[split] = {"rows": rows, "tokens": rows * LENGTH}
+    about = {"splits": splits, "dtype": "uint16", "sequence_length": LENGTH, "commit": "c" * 40}
+    shards.write_manifest(folder, {"files": files, **about})
+    return folder
+
+
+def wait_for(condition, seconds=60, explain=lambda: ""):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    pytest.fail(f"it did not happen in {seconds} s\n{explain()}")
+
+
+@pytest.fixture
+def site(valkey_url, tmp_path, tiny_model_folder):
+    site = Site(valkey_url, tmp_path, tiny_model_folder)
+    yield site
+    site.close()
+
+
+def test_a_worker_trains_and_its_story_arrives_in_order(site):
+    worker = site.start()
+    record = site.ended(site.submit_training(max_steps=5))
+    assert record.state == State.SUCCEEDED, record.reason
+    assert (record.worker, record.attempt) == ("anna", 1)
+    assert record.result["steps"] == 5
+    assert [event["step"] for event in site.events(record.id, "step")] == [1, 2, 3, 4, 5]
+    assert record.checkpoint["step"] == 5
+    result = site.artifacts.fetch(record.result["artifact"])
+    assert (result / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (result / "checkpoints").exists()
+    worker.terminate()
+    assert worker.wait(15) == 0
+    assert site.store.workers() == []
+
+
+def test_the_process_that_serves_never_loads_torch(site):
+    modules = site.folder / "modules.json"
+    code = (
+        "import atexit, json, pathlib, sys\n"
+        f"atexit.register(lambda: pathlib.Path({str(modules)!r}).write_text(json.dumps(sorted(sys.modules))))\n"
+        + WORKER
+    )
+    worker = site.start(code=code)
+    assert site.ended(site.submit_training(max_steps=1)).state == State.SUCCEEDED
+    worker.terminate()
+    worker.wait(15)
+    heavy = {"torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "tokenizers"}
+    assert heavy & set(json.loads(modules.read_text())) == set()
+
+
+def test_a_killed_trainer_is_started_again_from_its_checkpoint(site):
+    worker = site.start()
+    job_id = site.submit_training(max_steps=400)
+    site.has_checkpoint(job_id)
+    os.kill(site.trainer_pid(worker), signal.SIGKILL)
+    record = site.ended(job_id)
+    assert (record.state, record.attempt) == (State.SUCCEEDED, 2), record.reason
+    assert any("Resumes after step" in event["message"] for event in site.events(job_id, "note"))
+
+
+def test_a_killed_worker_loses_no_job_and_leaves_no_orphan(site):
+    first = site.start("anna")
+    job_id = site.submit_training(max_steps=400)
+    site.has_checkpoint(job_id)
+    trainer = psutil.Process(site.trainer_pid(first))
+    first.kill()
+    wait_for(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE, seconds=5)
+    site.start("berta")
+    record = site.ended(job_id)
+    assert (record.state, record.worker, record.attempt) == (State.SUCCEEDED, "berta", 2), record.reason
+    assert any(event["cause"] == Cause.WORKER_LOST for event in site.events(job_id, "state"))
+
+
+def test_sigterm_saves_gives_the_job_back_and_leaves(site):
+    first = site.start("anna")
+    job_id = site.submit_training(max_steps=100_000, **{"training.checkpoint_every_steps": 100_000})
+    wait_for(lambda: site.events(job_id, "step"))
+    first.terminate()
+    assert first.wait(30) == 0, site.output()
+    record = site.store.get(job_id)
+    assert (record.state, record.cause) == (State.QUEUED, Cause.PREEMPTED)
+    assert record.checkpoint["step"] > 0
+    assert site.store.workers() == []
+    site.start("berta")
+    wait_for(lambda: any("Resumes after step" in event["message"] for event in site.events(job_id, "note")))
+
+
+def test_a_second_signal_means_now(site):
+    worker = site.start()
+    job_id = site.submit_training(max_steps=100_000)
+    wait_for(lambda: site.events(job_id, "step"))
+    trainer = psutil.Process(site.trainer_pid(worker))
+    trainer.suspend()  # it cannot save: the first signal alone would wait
+    worker.terminate()
+    time.sleep(0.5)
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(10) != 0
+    wait_for(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE, seconds=5)
+
+
+def test_a_running_job_is_cancelled_with_its_last_step_saved(site):
+    site.start()
+    job_id = site.submit_training(max_steps=100_000, **{"training.checkpoint_every_steps": 100_000})
+    wait_for(lambda: site.events(job_id, "step"))
+    site.store.cancel(job_id)
+    record = site.ended(job_id, 30)
+    assert (record.state, record.cause) == (State.CANCELLED, Cause.CANCELLED)
+    assert record.checkpoint["step"] > 0
+
+
+def test_a_trainer_that_does_not_stop_is_ended_after_its_grace(site):
+    worker = site.start(STOP_SECONDS="1")
+    job_id = site.submit_training(max_steps=100_000)
+    wait_for(lambda: site.events(job_id, "step"))
+    psutil.Process(site.trainer_pid(worker)).suspend()
+    site.store.cancel(job_id)
+    assert site.ended(job_id, 20).state == State.CANCELLED
+
+
+def test_a_job_that_tells_nothing_for_too_long_has_stalled(site):
+    worker = site.start(STALL_MINUTES="0.05", STOP_SECONDS="1")
+    job_id = site.submit_training(max_steps=100_000)
+    wait_for(lambda: site.events(job_id, "step") or site.store.get(job_id).state in TERMINAL)
+    psutil.Process(site.trainer_pid(worker)).suspend()
+    record = site.ended(job_id, 30)
+    assert (record.state, record.cause) == (State.FAILED, Cause.STALLED)
+
+
+def test_a_job_that_runs_for_too_long_is_ended_with_its_checkpoint_kept(site):
+    site.start()
+    job_id = site.submit_training(max_steps=100_000, **{"training.max_wall_hours": 12 / 3600})
+    record = site.ended(job_id, 60)
+    assert (record.state, record.cause) == (State.FAILED, Cause.MAX_WALL_TIME)
+    assert record.checkpoint["step"] > 0
+
+
+def test_garbage_tickets_harm_nobody(site):
+    site.start()
+    for arguments in ([], ["no-such-job", 1], [{"a": 1}, "x"], ["../../etc", 1], [None, None, None]):
+        site.app.send_task("repotune.run_job", args=arguments, queue="cpu.2g")
+    site.app.send_task("no.such.task", queue="cpu.2g")
+    assert site.ended(site.submit_training(max_steps=1)).state == State.SUCCEEDED
+
+
+def test_what_is_wrong_with_a_job_is_told_in_a_sentence(site):
+    site.start()
+    record = site.ended(site.submit_training(max_steps=1, **{"model.name": "/nowhere/at/all"}))
+    assert (record.state, record.cause, record.attempt) == (State.FAILED, Cause.USER_ERROR, 1)
+    assert "/nowhere/at/all" in record.reason
+
+
+def test_a_job_too_big_for_what_is_free_waits_with_a_reason(site):
+    site.start(BUSY_SECONDS="600")
+    spec = JobSpec(kind=Kind.DATASET, config=load_config())
+    job_id = site.submit(new_job("dataset", "cpu.2g", spec, need_bytes=1 << 50))[0].id
+    record = wait_for(lambda: (found := site.store.get(job_id)).reason and found)
+    assert (record.state, record.attempt) == (State.QUEUED, 1)
+    assert "another program uses it" in record.reason
+
+
+def test_each_job_lands_where_its_tag_says(site, tmp_path):
+    # There is no Mac here: REPOTUNE_PROBE stands a fake mps worker beside the real cpu one. Its trainer finds no Metal,
+    # and says so, which shows who took the job.
+    probe = tmp_path / "probe.json"
+    device = {"device": "mps", "device_name": "Fake M1", "memory_bytes": 8 << 30}
+    probe.write_text(json.dumps({"devices": [device], "absent": {}, "versions": {}}))
+    site.start("cpu-worker")
+    site.start("mps-worker", device="mps", PROBE=str(probe))
+    on_cpu, on_mps = site.submit_training(max_steps=1), site.submit_training(max_steps=1, device="mps")
+    assert (site.ended(on_cpu).worker, site.ended(on_mps).worker) == ("cpu-worker", "mps-worker")
+    assert site.store.get(on_cpu).state == State.SUCCEEDED
+    assert site.store.get(on_mps).state == State.FAILED
+
+
+def test_a_broker_away_for_longer_than_the_lease_ends_no_training(site):
+    site.start()
+    job_id = site.submit_training(max_steps=800)
+    site.has_checkpoint(job_id)
+    server = psutil.Process(int(site.store.redis.info("server")["process_id"]))
+    server.suspend()
+    time.sleep(8)
+    server.resume()
+    record = site.ended(job_id)
+    assert (record.state, record.attempt) == (State.SUCCEEDED, 1), record.reason
+    assert [event["step"] for event in site.events(job_id, "step")] == list(range(1, 801))
+
+
+def test_a_name_is_taken_once_on_a_machine(site):
+    site.start("anna")
+    second = site.launch("--device", "cpu", "--name", "anna")
+    assert second.wait(30) == 2
+    assert "runs on this machine already" in site.output()
+
+
+def test_a_device_that_is_not_here_is_refused_with_a_sentence(site):
+    worker = site.launch("--device", "cuda")
+    assert worker.wait(60) == 5
+    assert "No cuda device here" in site.output()
+
+
+def test_a_broker_that_is_not_there_is_said_at_the_start(site):
+    worker = site.launch("--device", "cpu", BROKER_URL="redis://127.0.0.1:1/0")
+    assert worker.wait(60) == 3
+
+
+def test_the_chosen_device_is_said_in_one_line(site):
+    site.start()
+    wait_for(lambda: "is ready for jobs" in site.output())
+    line = next(line for line in site.output().splitlines() if line.startswith("Serving cpu on "))
+    assert "(tiers " in line
+    assert line.endswith(": as asked.")
+
+
+def test_files_of_a_job_are_removed_when_it_ends(site):
+    site.start()
+    site.ended(site.submit_training(max_steps=1))
+    wait_for(lambda: list(Path(site.folder / "work" / "anna" / "jobs").iterdir()) == [], 10)
