@@ -7,6 +7,7 @@ from pathlib import Path
 from backends.errors import ExitCode, RepotuneError
 from jobs.context import OutputExists
 from jobs.states import State
+from queue_app.artifacts import MANIFEST
 from queue_app.ending import open_artifacts
 from queue_app.records import JobRecord
 from queue_app.settings import Settings
@@ -40,7 +41,7 @@ def _copy(source: Path, folder: Path) -> None:
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}.") as beside:
             unfinished = Path(beside) / "result"
-            shutil.copytree(source, unfinished)
+            shutil.copytree(source, unfinished, ignore=shutil.ignore_patterns(MANIFEST))
             if folder.is_dir():
                 folder.rmdir()
             unfinished.replace(folder)

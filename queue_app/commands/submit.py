@@ -60,6 +60,8 @@ def _submit(request: "Request", plan: "Plan", *, wait: bool, as_json: bool) -> N
     connection = connect()
     done = _record(request, plan, connection, as_json=as_json)
     _say_who_takes_it(done, connection, as_json=as_json)
+    if warning := _artifacts_are_here_only(connection):
+        say(warning, as_json=as_json)
     if wait:
         _follow(done.training.id, connection, as_json=as_json)
         return
@@ -114,6 +116,20 @@ def _say_who_takes_it(done: "Submission", connection: "Connection", *, as_json: 
     nobody = why_nobody(done.training.queue, connection.store.workers())
     if nobody:
         say(f"{nobody} Until then the job waits.", as_json=as_json)
+
+
+def _artifacts_are_here_only(connection: "Connection") -> str:
+    """A warning where workers of other machines could not fetch what this one uploads; "" where they can."""
+    from urllib.parse import urlsplit
+
+    settings = connection.settings
+    host = urlsplit(settings.broker_url).hostname
+    if settings.artifacts or host in {None, "localhost", "127.0.0.1", "::1"}:
+        return ""
+    return (
+        f"Artifacts go to {settings.artifacts_url} on this machine: workers elsewhere need REPOTUNE_ARTIFACTS, "
+        "the same place for all (s3://, sftp://, a shared folder)."
+    )
 
 
 def _follow(job_id: str, connection: "Connection", *, as_json: bool) -> None:

@@ -1,0 +1,243 @@
+"""Submitting: two jobs or none, one dataset for the same input, bad input as one sentence."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backends.errors import ExitCode
+from jobs.repository import open_bundle
+from jobs.spec import JobSpec
+from jobs.states import State
+from queue_app.artifacts import ArtifactStore
+from queue_app.records import new_claim_id
+from queue_app.store import JobStore
+
+SUBMIT = Path(sys.executable).parent / "submit-job"
+REPOTUNE = Path(sys.executable).parent / "repotune"
+DOWN = "redis://127.0.0.1:1/0"
+
+
+@pytest.fixture
+def place(valkey_url, tmp_path, monkeypatch):
+    """An own home, and a working folder without a .env."""
+    monkeypatch.setenv("REPOTUNE_BROKER_URL", valkey_url)
+    monkeypatch.setenv("REPOTUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("REPOTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("REPOTUNE_ARTIFACTS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def store(place, valkey_url):
+    store = JobStore.connect(valkey_url)
+    yield store
+    store.close()
+
+
+def run(*command, **environment):
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def submit(*arguments, **environment):
+    return run(SUBMIT, *arguments, **environment)
+
+
+def submitted(*arguments):
+    """The two records of a submission, as its JSON names them."""
+    done = submit(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def tickets(redis_client):
+    """The arguments of every ticket in a queue."""
+    lists = [
+        key
+        for key in redis_client.scan_iter()
+        if not key.startswith(("rt:", "_kombu")) and redis_client.type(key) == "list"
+    ]
+    return [json.loads(text)["headers"]["id"] for key in lists for text in redis_client.lrange(key, 0, -1)]
+
+
+def test_a_submission_is_two_jobs_and_one_ticket(store, redis_client, tiny_repository):
+    told = submitted("--repo", str(tiny_repository), "--device", "cpu", "--priority", "7")
+    dataset, training = store.get(told["dataset_job"]), store.get(told["job"])
+    assert (dataset.state, training.state) == (State.QUEUED, State.WAITING)
+    assert training.depends_on == dataset.id
+    assert (dataset.queue, training.queue.partition(".")[0]) == ("any.2g", "cpu")
+    assert dataset.priority == training.priority == 7
+    assert tickets(redis_client) == [f"{dataset.id}.1"]
+
+
+def test_the_specs_are_whole(store, tiny_repository):
+    told = submitted("--repo", str(tiny_repository), "--name", "tiny", "--epochs", "2", "--set", "lora.rank=8")
+    dataset = JobSpec.model_validate_json(store.get(told["dataset_job"]).spec)
+    training = JobSpec.model_validate_json(store.get(told["job"]).spec)
+    assert dataset.source.repository == str(tiny_repository)
+    assert (training.config.training.epochs, training.config.lora.rank, training.name) == (2, 8, "tiny")
+    assert training.config.cuda.quantization.kind == "nf4"
+
+
+def test_the_bundle_holds_the_commit(store, place, tiny_repository):
+    told = submitted("--repo", str(tiny_repository))
+    source = JobSpec.model_validate_json(store.get(told["dataset_job"]).spec).source
+    artifacts = ArtifactStore((place / "home" / "artifacts").as_uri(), place / "cache")
+    git_dir = open_bundle(artifacts.fetch(source.bundle), source.commit, place / "opened.git")
+    assert git_dir.is_dir()
+
+
+def test_a_url_is_left_to_the_worker(store, place, tiny_repository):
+    told = submitted("--repo", tiny_repository.as_uri())
+    source = JobSpec.model_validate_json(store.get(told["dataset_job"]).spec).source
+    assert source.bundle is None
+    assert source.repository == tiny_repository.as_uri()
+    assert not (place / "home" / "artifacts").exists()
+
+
+def test_an_unchanged_repository_reuses_the_dataset(store, tiny_repository):
+    first = submitted("--repo", str(tiny_repository))
+    second = submitted("--repo", str(tiny_repository), "--set", "lora.rank=8")
+    other = submitted("--repo", str(tiny_repository), "--set", "dataset.sequence_length=64")
+    assert first["dataset_job"] == second["dataset_job"] != other["dataset_job"]
+    assert first["job"] != second["job"]
+    assert store.get(second["job"]).depends_on == first["dataset_job"]
+
+
+def test_one_key_is_one_job(store, tiny_repository):
+    first, second = (submitted("--repo", str(tiny_repository), "--key", "nightly") for _ in range(2))
+    assert first == second
+
+
+def test_a_dataset_that_is_done_starts_the_training_at_once(store, redis_client, tiny_repository):
+    first = submitted("--repo", str(tiny_repository))
+    claim = store.claim(first["dataset_job"], 1, "anna", new_claim_id())
+    store.finish(claim, State.SUCCEEDED, result={"artifact": "a"})
+    redis_client.delete(*redis_client.scan_iter("any*"))
+    second = submitted("--repo", str(tiny_repository))
+    assert second["state"] == "QUEUED"
+    assert tickets(redis_client) == [f"{second['job']}.1"]
+
+
+def test_the_dataset_follows_the_section_of_the_training_device(store, tiny_repository):
+    told = submitted("--repo", str(tiny_repository), "--device", "mps", "--set", "mps.dataset.sequence_length=64")
+    spec = JobSpec.model_validate_json(store.get(told["dataset_job"]).spec)
+    assert spec.config.dataset.sequence_length == 64
+
+
+def test_a_relative_model_folder_is_sent_in_full(store, place, tiny_repository):
+    (place / "model").mkdir()
+    told = submitted("--repo", str(tiny_repository), "--model", "model")
+    assert JobSpec.model_validate_json(store.get(told["job"]).spec).config.model.name == str(
+        (place / "model").resolve()
+    )
+
+
+def test_a_broker_that_is_down_leaves_nothing_behind(place, tiny_repository):
+    done = submit("--repo", str(tiny_repository), REPOTUNE_BROKER_URL=DOWN)
+    assert done.returncode == ExitCode.UNREACHABLE
+    assert "does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (place / "home").exists()
+    assert not (place / "cache").exists()
+
+
+def test_an_artifact_store_that_is_away_records_nothing(store, place, tiny_repository):
+    (place / "file").write_text("", encoding="utf-8")
+    done = submit("--repo", str(tiny_repository), REPOTUNE_ARTIFACTS=str(place / "file" / "below"))
+    assert done.returncode == ExitCode.UNREACHABLE
+    assert store.jobs() == []
+
+
+def test_a_device_without_a_worker_is_told_and_the_job_waits(store, tiny_repository):
+    done = submit("--repo", str(tiny_repository), "--device", "cuda")
+    assert done.returncode == 0
+    assert "No worker is registered: start `device-worker --device cuda`" in done.stdout
+    assert "Until then the job waits." in done.stdout
+    shown = json.loads(run(REPOTUNE, "show", store.jobs()[0].id, "--json").stdout)
+    assert "No worker is registered" in shown["why"]
+
+
+def test_a_dry_run_starts_nothing(store, tiny_repository, place):
+    done = submit("--repo", str(tiny_repository), "--dry-run")
+    assert done.returncode == 0
+    assert "queues:     any.2g (dataset), any." in done.stdout
+    assert store.jobs() == []
+    assert not (place / "home").exists()
+
+
+def test_a_dry_run_needs_no_broker(place, tiny_repository):
+    done = submit("--repo", str(tiny_repository), "--dry-run", "--json", REPOTUNE_BROKER_URL=DOWN)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["workers"] is None
+    assert "not known: the broker does not answer" in done.stderr
+
+
+def empty_repository(place):
+    subprocess.run(["git", "init", "-q", "empty"], cwd=place, check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--repo", "."], "not a git repository"),
+        (["--repo", "nowhere"], "does not exist"),
+        (["--repo", "empty"], "is empty: commit something first"),
+        (["--repo", "TINY", "--ref", "nobranch"], "has no branch, tag or commit 'nobranch'"),
+        (["--repo", "file:///nowhere/at/all"], "cannot be reached as a git repository"),
+        (["--repo", "ext::sh"], "remote helper"),
+        (["--repo", "TINY", "--device", "tpu"], "'tpu' is not one of 'cuda', 'mps', 'cpu', 'any'"),
+        (["--repo", "TINY", "--priority", "10"], "10 is not in the range 0<=x<=9"),
+        (["--repo", "TINY", "--set", "lora.rnak=4"], "lora.rnak: unknown key; allowed here: alpha"),
+        (["--repo", "TINY", "--set", "lora.rank=four"], "lora.rank: input should be a valid integer"),
+        (["--repo", "TINY", "--epochs", "0"], "training.epochs: input should be greater than or equal to 1"),
+        (["--repo", "TINY", "--config", "none.yaml"], "Config file none.yaml does not exist"),
+        (["--repo", "TINY", "--config", "bad.yaml"], "bad.yaml, line 2: lora.rank: input should be"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(store, place, tiny_repository, arguments, sentence):
+    empty_repository(place)
+    (place / "bad.yaml").write_text("lora:\n  rank: -1\n", encoding="utf-8")
+    done = submit(*[str(tiny_repository) if argument == "TINY" else argument for argument in arguments])
+    assert done.returncode == ExitCode.USAGE
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert store.jobs() == []
+
+
+def test_validate_says_what_it_checked(place, tiny_repository):
+    done = run(REPOTUNE, "validate", "--repo", str(tiny_repository), "--device", "cpu")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "configuration",
+        "repository",
+        "model",
+        "memory",
+        "device",
+    ]
+
+
+def test_pull_copies_the_result_and_never_over_something(store, place, tiny_repository):
+    told = submitted("--repo", str(tiny_repository))
+    folder = place / "output"
+    (folder / "adapter").mkdir(parents=True)
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    ArtifactStore((place / "home" / "artifacts").as_uri(), place / "cache").put_folder(folder, "x/1/output")
+    claim = store.claim(told["dataset_job"], 1, "anna", new_claim_id())
+    too_early = run(REPOTUNE, "pull", told["dataset_job"], "--to", "mine")
+    store.finish(claim, State.SUCCEEDED, result={"artifact": "x/1/output", "adapter": "adapter"})
+
+    first = run(REPOTUNE, "pull", told["dataset_job"], "--to", "mine", "--json")
+    again = run(REPOTUNE, "pull", told["dataset_job"], "--to", "mine")
+    assert (too_early.returncode, first.returncode, again.returncode) == (1, 0, 2)
+    assert "only a job that SUCCEEDED has a result" in too_early.stderr
+    assert "mine exists already and is not empty" in again.stderr
+    adapter = Path(json.loads(first.stdout)["adapter"])
+    assert [file.name for file in adapter.iterdir()] == ["adapter_model.safetensors"]
+    assert [file.name for file in (place / "mine").iterdir()] == ["adapter"]
