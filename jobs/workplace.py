@@ -1,0 +1,81 @@
+"""A folder that appears whole or not at all: work is done beside it and renamed in the end."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.context import OutputExists
+from jobs.shards import DatasetError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextlib.contextmanager
+def workplace(output: Path) -> Iterator[Path]:
+    """A folder to work in that becomes `output` when the block ends well, and goes away when it does not.
+
+    What a killed run left behind is removed. `output` may be there already if it is empty.
+
+    Raises:
+        OutputExists: something is in `output`.
+        DatasetError: another run works on it now, the disk is full, or the place cannot be written.
+    """
+    output = output.resolve()
+    try:
+        _refuse_occupied(output)
+        folder = output.with_name(f".{output.name}.unfinished")
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, output):
+            try:
+                _clear(folder)
+                yield folder
+                folder.replace(output)
+                _sync(output.parent)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise _sentence(output, error) from error
+
+
+def _refuse_occupied(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputExists(f"{output} is not empty: name another folder, or remove it.")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, output: Path) -> Iterator[None]:
+    """Hold the folder; a killed holder lets go of it by itself."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise DatasetError(f"Another run is writing {output}: wait for it, or name another folder.") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _clear(folder: Path) -> None:
+    for left in folder.iterdir():
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+
+
+def _sync(folder: Path) -> None:
+    """Put a rename on the disk for good; some file systems cannot."""
+    handle = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        os.fsync(handle)
+    os.close(handle)
+
+
+def _sentence(output: Path, error: OSError) -> DatasetError:
+    if error.errno in _FULL:
+        return DatasetError(f"The disk of {output} is full: free some space there, or name another folder.")
+    return DatasetError(f"{output} cannot be written ({error.strerror or error}): name another folder.")
