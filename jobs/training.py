@@ -5,7 +5,7 @@ the label tokens of all of them: splitting a step differently changes the memory
 ends in a line of `metrics.jsonl`; checkpoints make the run resumable at any step, exactly. See `jobs.order` for the end
 of an epoch, `jobs.loss` for packing, `jobs.snapshot` for what a checkpoint holds.
 
-Accelerate gives autocast, gradient scaling and clipping. It never touches the model, which its backend has placed.
+Accelerate gives gradient scaling and clipping. It never touches the model, which its backend has placed and typed.
 """
 
 import math
@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState
 
 from backends.contract import AdapterRequest, Backend, LoadedModel, ModelRequest
 from backends.devices import Device
-from backends.errors import RepotuneError
+from backends.errors import BackendUnavailable, RepotuneError
 from jobs import checkpoint, report, snapshot
 from jobs.adapter import publish_adapter
 from jobs.context import JobContext, OutputExists, StopRequested
@@ -194,8 +194,7 @@ def _optimizer_step(run: _Run, rows: Sequence[Any], lr: float) -> _Step:
     tell = _throttled_progress(run.context, "train", "steps", first=run.state.step, total=run.order.total_steps)
     for start in range(0, len(rows), run.micro_batch):
         part = rows[start : start + run.micro_batch]
-        with accelerator.autocast():
-            loss = run.loss(make_batch(part, run.loaded.torch_device))
+        loss = run.loss(make_batch(part, run.loaded.torch_device))
         accelerator.backward(loss / max(tokens, 1))
         total += loss.detach()
         tell((start + len(part)) / len(rows))
@@ -235,8 +234,7 @@ def _prepare(
     loaded.model.train()
     accelerator = _make_accelerator(loaded)
     optimizer = accelerator.prepare_optimizer(make_optimizer(loaded.model, optimization))
-    with accelerator.autocast():
-        loss = NextTokenLoss.of(loaded.model, loaded.torch_device)
+    loss = NextTokenLoss.of(loaded.model, loaded.torch_device)
     seed_everything(training.seed)
     if known:
         known.restore(optimizer, loaded.model, accelerator.scaler)
@@ -270,7 +268,7 @@ def _micro_batch_note(wanted: int, taken: int, effective: int) -> str:
 
 def _refuse_other_vocabulary(data: PackedDataset, loaded: LoadedModel) -> None:
     known = loaded.model.get_base_model().get_input_embeddings().num_embeddings
-    needed = data.manifest.get("vocab_size", 0)
+    needed = data.manifest.get("tokenizer", {}).get("vocabulary_size", 0)
     if needed > known:
         raise InvalidSpec(
             f"The dataset was built with another tokenizer: it has {needed} tokens and the model {known}; "
@@ -304,13 +302,17 @@ def _wants_checkpointing(config: Config, device: Device, micro_batch: int) -> bo
 
 
 def _make_accelerator(loaded: LoadedModel) -> Any:
-    """Accelerate for the device that the model is on already."""
+    """Accelerate for the device that the model is on already.
+
+    "fp16" stands for its gradient scaler. Autocast is not used: the backend has chosen the type of every weight.
+    """
     # Its state is one per process; another device or precision than the last run's would be refused.
     AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
-    precision = "bf16" if loaded.compute_dtype is torch.bfloat16 else "no"
-    return accelerate.Accelerator(
-        cpu=loaded.torch_device.type == "cpu", mixed_precision="fp16" if loaded.needs_scaler else precision
-    )
+    precision = "fp16" if loaded.needs_scaler else "no"
+    try:
+        return accelerate.Accelerator(cpu=loaded.torch_device.type == "cpu", mixed_precision=precision)
+    except ValueError as error:
+        raise BackendUnavailable(f"This version of torch cannot train in fp16 on this device ({error}).") from error
 
 
 def _find_snapshot(resume_from: Path, identity: Identity, context: JobContext) -> Snapshot | None:
@@ -336,7 +338,8 @@ def _refuse_existing(output: Path, resume_from: Path | None) -> None:
 def _measure_if_due(run: _Run) -> None:
     """Held-out loss before the first step, after the last, and every so many steps between."""
     state, every = run.state, run.config.training.evaluate_every_steps
-    due = state.step in {0, run.order.total_steps} or (every is not None and state.step % every == 0)
+    at_an_end = state.step == 0 or state.step >= run.order.total_steps
+    due = at_an_end or (every is not None and state.step % every == 0)
     if not due or any(measurement.step == state.step for measurement in state.measurements):
         return
     run.context.emit(StageStarted(stage="evaluate", message=f"held-out loss after {state.step} steps"))
@@ -348,15 +351,14 @@ def _measure_if_due(run: _Run) -> None:
         if run.context.should_stop():
             _leave(run)
 
-    with run.accelerator.autocast():
-        measured = measure(
-            run.loss,
-            [run.data.held_out[number] for number in numbers],
-            micro_batch=run.micro_batch,
-            device=run.loaded.torch_device,
-            step=state.step,
-            on_progress=on_progress,
-        )
+    measured = measure(
+        run.loss,
+        [run.data.held_out[number] for number in numbers],
+        micro_batch=run.micro_batch,
+        device=run.loaded.torch_device,
+        step=state.step,
+        on_progress=on_progress,
+    )
     if not math.isfinite(measured.loss):
         raise Diverged(f"The held-out loss after {state.step} steps is not a number: {_REMEDY}")
     state.measurements.append(measured)
@@ -441,7 +443,9 @@ def _result(run: _Run) -> dict[str, Any]:
         "held_out_rows": len(_held_out_numbers(run)),
         "held_out_tokens": after.tokens,
         "model": run.config.model.name,
+        "revision": run.config.model.revision,
         "quantization": run.config.quantization.kind,
+        "group_size": run.config.quantization.group_size,
         "dataset_sha256": run.identity.dataset,
     }
 

@@ -1,7 +1,9 @@
 import json
+import math
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -406,6 +408,32 @@ def test_a_dataset_of_another_vocabulary_is_refused(tmp_path, model_folder):
     folder = tmp_path / "dataset"
     write_dataset(folder, train_rows=3, seed=1)
     manifest = json.loads((folder / "manifest.json").read_text())
-    shards.write_manifest(folder, manifest | {"vocab_size": VOCABULARY + 1})
+    shards.write_manifest(folder, manifest | {"tokenizer": {"vocabulary_size": VOCABULARY + 1}})
     with pytest.raises(InvalidSpec, match="tokenizer"):
         run(tmp_path / "out", make_config(model_folder), folder)
+
+
+def test_fp16_scales_gradients_and_lowers_the_scale_until_they_fit(tmp_path, dataset, model_folder, monkeypatch):
+    """The scaler of cuda and mps, run on the CPU, which needs none."""
+    scalers = []
+
+    def with_scaler(loaded):
+        accelerator = make_accelerator(replace(loaded, needs_scaler=True))
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        scalers.append(accelerator.scaler)
+        return accelerator
+
+    make_accelerator = training._make_accelerator
+    monkeypatch.setattr(training, "_make_accelerator", with_scaler)
+    recorder = Recorder(stop_after=8)
+    with pytest.raises(StopRequested):
+        run(tmp_path, make_config(model_folder), dataset, recorder)
+    skipped = [note for note in recorder.of(Note) if "skipped" in note.message]
+    assert 1 <= len(skipped) < 8
+    norms = [step.grad_norm for step in recorder.of(StepDone) if math.isfinite(step.grad_norm)]
+    assert all(0.1 < norm < 1.0 for norm in norms)  # of the gradients, not of the scaled ones
+    weights = load_file(latest(tmp_path / "checkpoints") / "adapter" / "adapter_model.safetensors")
+    assert any(bool((tensor != 0).any()) for name, tensor in weights.items() if "lora_B" in name)
+    run(tmp_path, make_config(model_folder), dataset, Recorder(), resume_from=tmp_path / "checkpoints")
+    assert scalers[1].get_scale() == scalers[0].get_scale() < 2.0**127
