@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path, user_data_path
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from backends.errors import ExitCode, RepotuneError
@@ -74,11 +74,6 @@ class Settings(BaseSettings):
     def _is_absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_empty(cls, data: Any) -> Any:
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
-
     @property
     def artifacts_url(self) -> str:
         """The fsspec URL of the artifact store."""
@@ -94,7 +89,7 @@ def load_settings(**overrides: Any) -> Settings:
         InvalidSettings: a variable has an impossible value; the sentence names it and never shows a password.
     """
     try:
-        return Settings(**overrides)
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise InvalidSettings(_sentence(error)) from None
 
