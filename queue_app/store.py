@@ -53,7 +53,7 @@ from queue_app.records import (
 # A command is sent again a few times within about a second; whoever can wait longer calls again.
 _RESEND = 3
 _ANSWER_SECONDS = 10.0
-_CONNECT_SECONDS = 5.0
+_CONNECT_SECONDS = 3.0
 # Events and log lines per call, and characters per line: Redis has one thread, shared by everybody.
 _BATCH = 500
 _LONGEST_LINE = 32_000
@@ -92,7 +92,10 @@ class StoreTimes:
 
 def without_password(url: str) -> str:
     """The URL as it may be shown: user, password and query left out."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "this address"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
@@ -209,7 +212,10 @@ class JobStore:
         Raises:
             JobNotFound: a dependency does not exist; nothing was created.
         """
-        entries = [{name: "" if value is None else str(value) for name, value in asdict(job).items()} for job in jobs]
+        entries = [
+            {name: "" if value is None else _encodable(str(value)) for name, value in asdict(job).items()}
+            for job in jobs
+        ]
         status, *ids = self._run("submit", [], [json.dumps(entries)])
         if status == "MISSING":
             raise JobNotFound(ids[0])

@@ -12,9 +12,11 @@ import psutil
 import pytest
 import redis
 
+from jobs.states import Desired, State
 from queue_app import embedded
 from queue_app.embedded import EmbeddedBroker, find_broker
-from queue_app.store import JobStore, StoreUnreachable
+from queue_app.records import NewJob
+from queue_app.store import JobStore, StoreTimes, StoreUnreachable
 
 
 def eventually(condition, seconds=30):
@@ -67,6 +69,23 @@ def test_its_data_outlive_it(home):
     # At once: the guard of the first is still stopping it.
     with EmbeddedBroker(home) as broker, redis.Redis.from_url(broker.url) as client:
         assert client.get("k") == b"v"
+
+
+def test_a_job_that_ran_when_it_ended_is_still_its_worker_s_after_the_next_start(home):
+    times = StoreTimes(lease=0.01, suspect=0, gap=600)
+    new = NewJob(id="train-a", kind="training", name="n", device="cpu", queue="q", spec="{}")
+    with EmbeddedBroker(home) as broker:
+        store = JobStore.connect(broker.url, times)
+        store.reap()
+        store.submit([new])
+        claim = store.claim("train-a", 1, "anna", "c")
+        store.close()
+    with EmbeddedBroker(home) as broker:
+        store = JobStore.connect(broker.url, StoreTimes(lease=600, suspect=0, gap=600))
+        assert store.reap() == []
+        assert store.get("train-a").state == State.RUNNING
+        assert store.renew(claim) == Desired.RUN
+        store.close()
 
 
 def test_only_its_person_reads_the_password_and_no_process_shows_it(home):

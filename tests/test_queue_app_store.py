@@ -113,6 +113,10 @@ def test_a_submitted_job_is_queued_and_comes_back_as_it_was_given(store):
     assert store.get(new.id) == record
 
 
+def test_a_name_that_is_no_utf_8_is_kept_as_far_as_it_can_be(store):
+    assert queued(store, name="a\udcffb").name == "a?b"
+
+
 def test_a_pipeline_waits_for_its_first_job(store):
     jobs = _pair()
     data, train = twice(store, lambda: store.submit(jobs))
@@ -679,7 +683,7 @@ def test_a_full_server_is_said_to_be_full(store):
     assert store.jobs() == []
 
 
-@pytest.mark.parametrize("url", ["http://x", "redis://host:port", "nonsense"])
+@pytest.mark.parametrize("url", ["http://x", "redis://host:port", "nonsense", "redis://[::1"])
 def test_what_is_no_redis_url_is_one_sentence(url):
     with pytest.raises(StoreUnreachable, match="no Redis URL"):
         JobStore.connect(url)
