@@ -1,5 +1,6 @@
 """The way to the queue: settings, and the job store that they name. With `--local`, the embedded broker's."""
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +22,18 @@ def connect(*, local: bool = False) -> Connection:
 
     Raises:
         InvalidSettings: an environment variable has an impossible value.
-        StoreUnreachable: `local`, and there is no embedded broker.
+        StoreUnreachable: `local`, and the embedded broker does not start.
     """
-    settings = load_settings()
-    if local:
-        from queue_app.embedded import find_broker
+    if not local:
+        return _to(load_settings())
+    embedded = connect_embedded()
+    connection = embedded.__enter__()
+    # The broker ends with its last user: this process is one until it leaves.
+    atexit.register(embedded.__exit__, None, None, None)
+    return connection
 
-        settings = load_settings(broker_url=find_broker(settings.home))
+
+def _to(settings: Settings) -> Connection:
     return Connection(settings=settings, store=JobStore.connect(settings.broker_url, store_times(settings)))
 
 
@@ -48,5 +54,4 @@ def connect_embedded() -> Iterator[Connection]:
 
     settings = load_settings()
     with EmbeddedBroker(settings.home) as broker:
-        settings = load_settings(broker_url=broker.url)
-        yield Connection(settings=settings, store=JobStore.connect(settings.broker_url, store_times(settings)))
+        yield _to(load_settings(broker_url=broker.url))

@@ -60,7 +60,7 @@ def say_result(job: JobRecord, settings: Settings, *, local: bool, to_stderr: bo
     cause = f" ({job.cause})" if job.cause else ""
     reason = f": {job.reason}" if job.reason else "."
     click.echo(f"{job.id} {job.state}{cause}{reason}", err=to_stderr)
-    for label, text in (*result_lines(job.result), *_places(job, settings)):
+    for label, text in (*result_lines(job.result), *places(job, settings)):
         click.echo(f"  {label + ':':<15}{text}", err=to_stderr)
     click.echo("Try next:", err=to_stderr)
     for command in next_commands(job, local=local):
@@ -81,10 +81,11 @@ def next_commands(job: JobRecord, *, local: bool) -> list[str]:
     ]
 
 
-def _places(job: JobRecord, settings: Settings) -> list[tuple[str, str]]:
+def places(job: JobRecord, settings: Settings) -> list[tuple[str, str]]:
+    """Where adapter and report are on this machine."""
     folder = result_folder(job, settings)
-    places = [(name, _path(folder, job, name)) for name in ("adapter", "report")]
-    return [(name, path) for name, path in places if path]
+    paths = [(name, _path(folder, job, name)) for name in ("adapter", "report")]
+    return [(name, path) for name, path in paths if path]
 
 
 def _path(folder: Path | None, job: JobRecord, name: str) -> str | None:

@@ -87,9 +87,15 @@ def _show_new(store: JobStore, job: JobRecord, after: str, view: View) -> str:
     """Show the events behind `after`; returns the id of the last one."""
     while batch := store.events(job.id, after, _BATCH):
         for _, event in batch:
-            view.show(job, event)
+            if not _is_echo(event):
+                view.show(job, event)
         after = batch[-1][0]
     return after
+
+
+def _is_echo(event: Event) -> bool:
+    """Progress in steps says again what the events of the steps say better."""
+    return event.get("event") == "progress" and event.get("unit") == "steps"
 
 
 def make_view(*, to_stderr: bool = False) -> View:
@@ -204,7 +210,7 @@ def _progress(event: Event) -> str:
 
 
 def _eta(event: Event) -> str:
-    seconds = event.get("eta_seconds")
+    seconds = None if is_last(event) else event.get("eta_seconds")
     return f"  ETA {duration(float(seconds))}" if isinstance(seconds, int | float) else ""
 
 

@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 from backends.errors import ExitCode, RepotuneError
@@ -13,11 +15,15 @@ from queue_app.plan import takers, why_nobody
 from queue_app.records import WorkerRecord
 
 # -P: a folder `queue_app/` where the person stands must not shadow ours.
-_COMMAND = (sys.executable, "-P", "-c", "from queue_app.cli import worker_main; worker_main()")
+_COMMAND = (sys.executable, "-P", "-c", "from queue_app.local_worker import main; main()")
 _RESTARTS = 1
 _LOG_LINES = 12
 #: A worker that is asked to stop saves a checkpoint; past this it is killed.
 STOP_SECONDS = 120.0
+
+
+# How long a worker whose parent is gone may take to save its checkpoint.
+_ORPHAN_SECONDS = 60.0
 
 
 class LocalWorkerFailed(RepotuneError):
@@ -118,3 +124,19 @@ def _is_gone(worker: WorkerRecord) -> bool:
     except PermissionError:
         return False
     return False
+
+
+def main() -> None:
+    """What the worker process runs: `device-worker`, which leaves when the one that started it is gone."""
+    from queue_app.cli import worker_main
+
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True, name="parent-watch").start()
+    worker_main()
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_ORPHAN_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)

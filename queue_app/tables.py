@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from backends.devices import GIB
+from jobs.states import TERMINAL
 from queue_app.records import JobRecord, WorkerRecord
 
 # Piped tables are never folded or cut: whoever reads them has no screen.
@@ -111,14 +112,14 @@ _COUNTS = {
 
 def progress_text(job: JobRecord) -> str:
     """How far a job is, in a few words."""
-    stage = job.progress.get("stage", {}).get("stage", "")
-    step = job.progress.get("step")
-    if step and stage in {"", "train", step.get("stage", "train")}:
+    step, progress, stage = (job.progress.get(kind, {}) for kind in ("step", "progress", "stage"))
+    if step and (job.state in TERMINAL or progress.get("unit") == "steps" or not progress):
         return f"step {step.get('step')}/{step.get('total_steps')}, loss {number(step.get('loss'))}"
-    progress = job.progress.get("progress")
-    if progress and progress.get("total"):
+    if job.state in TERMINAL:
+        return ""
+    if progress.get("total") and progress.get("stage") == stage.get("stage"):
         return f"{progress['stage']} {100 * progress['done'] / progress['total']:.0f} %"
-    return str(stage)
+    return str(stage.get("stage", ""))
 
 
 def as_json(record: JobRecord | WorkerRecord) -> dict[str, Any]:

@@ -17,7 +17,7 @@ json_flag = click.option(
 )
 
 local_flag = click.option(
-    "--local", is_flag=True, help="Ask the embedded broker of `submit --local` instead of REPOTUNE_BROKER_URL."
+    "--local", is_flag=True, help="Ask the broker of `submit --local` runs instead of REPOTUNE_BROKER_URL."
 )
 
 job_argument = click.argument("job_id", metavar="JOB")

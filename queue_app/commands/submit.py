@@ -100,7 +100,7 @@ def _record(request: "Request", plan: "Plan", connection: "Connection", *, as_js
     reused = " (built before, serves again)" if done.dataset_reused else ""
     say(f"{done.dataset.id}  dataset of {plan.name} at {plan.source.commit[:12]}{reused}", as_json=as_json)
     reused = " (submitted before with this key)" if done.training_reused else ""
-    say(f"{done.training.id}  training on {done.training.device}{reused}", as_json=as_json)
+    say(f"{done.training.id}  training, queue {done.training.queue}{reused}", as_json=as_json)
     if done.unpublished:
         say(
             f"The jobs are recorded, but their tickets could not be sent ({done.unpublished}); "

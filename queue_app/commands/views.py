@@ -43,15 +43,16 @@ def show(job_id: str, local: bool, as_json: bool) -> None:
     """Show one job, and why it waits or how it ended."""
     from queue_app import tables
     from queue_app.connection import connect
+    from queue_app.ending import places
     from queue_app.explanation import explain
 
-    store = connect(local=local).store
-    job = store.get(job_id)
-    why = explain(store, job)
+    connection = connect(local=local)
+    job = connection.store.get(job_id)
+    why = explain(connection.store, job)
     if as_json:
         print_json({**tables.as_json(job), "why": why})
         return
-    for label, text in tables.job_lines(job, why):
+    for label, text in (*tables.job_lines(job, why), *places(job, connection.settings)):
         click.echo(f"{label + ':':<15}{text}")
 
 
