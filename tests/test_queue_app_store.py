@@ -249,6 +249,17 @@ def test_whoever_lost_the_job_writes_nothing(store):
     assert snapshot(store) == before
 
 
+def test_a_claim_id_that_is_used_again_does_not_revive_an_older_fence(store):
+    record = queued(store)
+    older = store.claim(record.id, 1, "anna", "c")
+    store.requeue(older, None, "The GPU is busy.")
+    newer = store.claim(record.id, 1, "anna", "c")
+    assert store.renew(older) == Desired.LOST
+    assert not store.emit(older, ["{}"], 0)
+    assert store.requeue(older, None, "The GPU is busy.") is None
+    assert store.renew(newer) == Desired.RUN
+
+
 def test_a_job_that_vanished_with_its_server_is_lost(store):
     claim = running(store)
     store.redis.flushall()
