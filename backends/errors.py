@@ -5,8 +5,10 @@
     ├── RepositoryError       (jobs.repository)       2
     ├── DatasetError          (jobs.shards)           2
     ├── OutputExists          (jobs.context)          2
+    ├── InvalidSettings       (queue_app.settings)    2
     ├── StoreUnreachable      (queue_app.store)       3
     ├── JobNotFound           (queue_app.store)       4
+    ├── ArtifactError         (queue_app.artifacts)   3, its damaged and missing ones 1
     ├── BackendUnavailable    (backends.errors)       5
     └── ModelNotLoadable      (backends.errors)       2
 
