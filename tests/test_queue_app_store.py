@@ -496,6 +496,15 @@ def test_a_retry_goes_on_from_the_checkpoint(store):
     assert (record.fence, record.cause, record.checkpoint["step"], record.finished_at) == (2, None, 5, 0)
 
 
+def test_a_retry_does_not_wait_for_what_an_earlier_attempt_waited_for(store):
+    claim = running(store)
+    store.requeue(claim, None, "The GPU is busy.", delay_s=600)
+    store.cancel(claim.job_id)
+    (ticket,) = store.retry(claim.job_id)
+    assert [record.id for record in store.due()] == [claim.job_id]
+    assert store.claim(claim.job_id, ticket.attempt, "bert", "c2")
+
+
 def test_a_retry_runs_the_failed_dependency_first(store):
     data, train = pipeline(store)
     store.finish(running(store, data), State.FAILED, Cause.USER_ERROR)
