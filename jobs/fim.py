@@ -53,10 +53,10 @@ class Layout:
         """The line that names the file; empty for a model that was never told paths."""
         return self.path_line.format(path)
 
-    def head(self, repository: str) -> list[Part]:
-        """What stands before the path of a whole document."""
+    def head(self, repository: str = "") -> list[Part]:
+        """What stands before the path of a whole document; the repository only if it is named."""
         head: list[Part] = []
-        if self.repository is not None:
+        if self.repository is not None and repository:
             head += [self.repository, repository + self.after_repository]
         return head + ([self.file] if self.file is not None else [])
 

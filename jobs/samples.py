@@ -16,8 +16,10 @@ from jobs.tokens import Ids, Vocabulary
 
 #: Tokens that a piece may lose so that it ends with a line.
 _LINE_SEARCH = 8
-#: Tokens by which a filled-in text may be longer than the whole one: its words are cut at two places.
-_CUT_SLACK = 8
+#: Tokens by which a filled-in text may grow: its words are cut at two places.
+_CUT_SLACK = 4
+#: Tokens of a filled-in document beside its head and text: prefix, suffix, middle, end.
+_FILL_TOKENS = 4
 _NEWLINE = 0x0A
 
 
@@ -62,6 +64,8 @@ class _Body:
     ids: Ids
     starts: NDArray[np.int64]
     head: Ids
+    #: The same without the repository's name: for a filled-in piece that turns out too long.
+    short_head: Ids
     path_text: str
 
 
@@ -73,7 +77,7 @@ class Renderer:
         self._layout = layout
         self._section = section
         self._length = section.sequence_length
-        self._head = self._joined([layout.head(repository)])[0]
+        self._head, self._short_head = self._joined([layout.head(repository), layout.head()])
 
     def render(self, documents: Sequence[Document]) -> list[Sample]:
         """The samples of some files, in their order."""
@@ -101,32 +105,39 @@ class Renderer:
     def _body(self, document: Document, ids: Ids, line: str, path: Ids) -> _Body:
         raw = document.text.encode()
         starts = self._vocabulary.byte_starts(ids, len(raw))
-        head = np.concatenate([self._head, path])
+        head, short_head = np.concatenate([self._head, path]), np.concatenate([self._short_head, path])
         if 2 * len(head) > self._length:
             # A name as long as the row would leave no room for the file itself.
-            head, line = np.zeros(0, np.int64), ""
-        return _Body(document, raw, ids, starts, head, line)
+            head = short_head = np.zeros(0, np.int64)
+            line = ""
+        return _Body(document, raw, ids, starts, head, short_head, line)
 
     def _pieces(self, body: _Body) -> Iterator[_Piece]:
         start, index = 0, 0
-        room = self._length - len(body.head) - 1
         while start < len(body.ids):
             draw = Draw.of(self._section.seed, f"{body.document.path}\0{index}".encode())
             mode = self._mode(body, draw)
-            stop = _stop(body, start, room if mode is Mode.PLAIN else room - _CUT_SLACK)
+            stop = _stop(body, start, self._room(body, mode))
             text = body.raw[body.starts[start] : body.starts[stop]].decode("utf-8", "ignore")
             cut = draw.cut(text) if mode is not Mode.PLAIN and text else None
             yield _Piece(start, stop, stop == len(body.ids), mode, cut)
             start, index = stop, index + 1
 
+    def _room(self, body: _Body, mode: Mode) -> int:
+        """Tokens of the file that a piece may hold, so that the document fits a row."""
+        if mode is Mode.PLAIN:
+            return self._length - len(body.head) - 1
+        return self._length - len(body.short_head) - _FILL_TOKENS - _CUT_SLACK
+
     def _mode(self, body: _Body, draw: Draw) -> Mode:
-        if body.document.held_out or self._length < 2 * (len(body.head) + _CUT_SLACK):
+        if body.document.held_out or self._length < 2 * (len(body.short_head) + _FILL_TOKENS + _CUT_SLACK):
             return Mode.PLAIN
         return draw.mode(self._layout, self._section.fim_rate, self._section.fim_spm_rate)
 
     def _plain(self, body: _Body, piece: _Piece) -> Ids:
         end = [self._vocabulary.end] if piece.last else []
-        return np.concatenate([body.head, body.ids[piece.start : piece.stop], np.array(end, np.int64)])
+        head = body.head if piece.mode is Mode.PLAIN else body.short_head
+        return np.concatenate([head, body.ids[piece.start : piece.stop], np.array(end, np.int64)])
 
     def _filled(self, pieces: Sequence[tuple[_Body, _Piece]]) -> list[Ids]:
         end = self._vocabulary.end

@@ -69,6 +69,12 @@ def tiny_model_folder(tmp_path_factory, tiny_repository):
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_repository):
+    """The tokenizer of `tiny_model_folder`, without the model."""
+    return _tiny_tokenizer(pytest.importorskip("transformers"), tiny_repository)
+
+
 STARCODER2_SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<fim_prefix>",
