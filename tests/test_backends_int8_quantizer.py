@@ -94,8 +94,12 @@ def test_scales_in_fp32_survive_saving_or_are_refused(folder, tmp_path):
     model = quantised(tmp_path / "plain")
     assert model.get_submodule("model.layers.0.mlp.up_proj").scales.dtype is torch.float32
     model.save_pretrained(tmp_path / "saved")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    assert torch.equal(logits(again), logits(model))
+    try:
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    except ValueError as error:  # transformers up to 5.17 casts them to fp16
+        assert "finite scales" in str(error)  # noqa: PT017
+    else:
+        assert torch.equal(logits(again), logits(model))
 
 
 def test_a_weight_that_is_not_finite_is_refused(folder, tmp_path):

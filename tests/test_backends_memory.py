@@ -1,0 +1,162 @@
+"""The memory model against what is: bytes of weights of real models, bytes that autograd keeps."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPTBigCodeConfig, LlamaConfig, Qwen2Config, Starcoder2Config
+
+from backends import memory
+from backends.contract import AdapterRequest, ModelRequest
+from backends.devices import GIB, Device
+from backends.memory import choose_checkpointing, estimate
+from backends.registry import open_backend
+
+SIZES = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2}
+TOKENS = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+
+CONFIGS = {
+    "starcoder2": Starcoder2Config(
+        intermediate_size=512, residual_dropout=0.0, embedding_dropout=0.0, attention_dropout=0.0, **SIZES, **TOKENS
+    ),
+    "llama": LlamaConfig(intermediate_size=344, tie_word_embeddings=False, **SIZES, **TOKENS),
+    "llama with biases": LlamaConfig(intermediate_size=344, attention_bias=True, mlp_bias=True, **SIZES, **TOKENS),
+    "qwen2": Qwen2Config(intermediate_size=344, tie_word_embeddings=True, **SIZES, **TOKENS),
+}
+
+STARCODER2_3B = {
+    "model_type": "starcoder2",
+    "vocab_size": 49152,
+    "hidden_size": 3072,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 2,
+}
+
+
+def stored_bytes(model):
+    """Base weights with their scales, as they lie in memory; tied ones once."""
+    seen = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if "lora_" in name or "rotary" in name:
+            continue
+        state = getattr(tensor, "quant_state", None)
+        parts = (
+            [tensor] if state is None else [tensor, state.absmax, state.code, state.state2.absmax, state.state2.code]
+        )
+        seen |= {part.untyped_storage().data_ptr(): part.numel() * part.element_size() for part in parts}
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4", "none"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_weights_are_those_of_a_loaded_model(family, kind, tmp_path):
+    config = CONFIGS[family]
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    request = ModelRequest(name=str(tmp_path), adapter=AdapterRequest(rank=4, alpha=8), device=Device.CPU)
+    loaded = open_backend(kind, Device.CPU).load(request)
+    parts = estimate(config, quantization=kind, rank=4, compute_bytes=loaded.compute_dtype.itemsize)
+    assert parts.weights == pytest.approx(stored_bytes(loaded.model), rel=0.02)
+    trainable = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
+    assert parts.adapters == trainable * 8
+    assert parts.optimizer == trainable * 8
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(n_embd=64, n_layer=2, n_head=2, n_positions=128, **TOKENS),
+        GPTBigCodeConfig(n_embd=64, n_layer=2, n_head=4, n_positions=128, **TOKENS),
+    ],
+    ids=["gpt2", "gpt_bigcode"],
+)
+def test_older_families_with_other_field_names_are_understood(config):
+    model = AutoModelForCausalLM.from_config(config)
+    wanted = sum(p.numel() * 4 for p in model.parameters())
+    assert estimate(config, quantization="none").weights == pytest.approx(wanted, rel=0.02)
+    assert estimate(config.to_dict(), quantization="none") == estimate(config, quantization="none")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["starcoder2", "llama"])
+def test_activations_are_those_that_autograd_keeps(family, dtype, tmp_path):
+    config, length = CONFIGS[family], 256
+    model = lora_model(config, dtype, tmp_path)
+    kept = kept_bytes(model, length)
+    shape = memory.read_shape(config)
+    adapted = memory._adapted(shape, "all-linear")
+    width = dtype.itemsize
+    expected = length * shape.layers * memory._kept_per_token(shape, adapted, 4, width)
+    assert expected + length * length * width == pytest.approx(kept, rel=0.1)
+
+
+def lora_model(config, dtype, folder):
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    from backends.adapters import attach
+    from backends.int8 import Int8Config
+    from backends.models import load_base
+
+    base = load_base(str(folder), dtype=dtype, device="cpu", quantization_config=Int8Config())
+    return attach(base, AdapterRequest(rank=4, alpha=8), seed=1).train()
+
+
+def kept_bytes(model, length):
+    """Storage that autograd saves in one forward pass of the decoder, parameters aside."""
+    frozen = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept, alive = {}, []
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        alive.append(tensor)
+        if storage.data_ptr() not in frozen:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.arange(length)[None] % 300
+    positions = torch.cat([torch.arange(length // 2)] * 2)[None]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.get_base_model().model(input_ids=ids, position_ids=positions, use_cache=False)
+    return sum(kept.values())
+
+
+def test_starcoder2_3b_is_the_size_that_its_files_are():
+    config = STARCODER2_3B
+    parameters = estimate(config, quantization="none", compute_bytes=1).weights
+    assert parameters == 3_030_371_328
+    assert estimate(config, compute_bytes=2).weights / 1e9 == pytest.approx(3.23, abs=0.01)
+    assert estimate(config, quantization="nf4", compute_bytes=2).weights / 1e9 == pytest.approx(1.79, abs=0.01)
+    adapter = estimate(config, rank=32)
+    assert (adapter.adapters + adapter.optimizer) / 16 == pytest.approx(47.68e6, rel=0.001)
+
+
+def test_every_part_counts_and_recomputing_saves():
+    parts = estimate(STARCODER2_3B, device="mps")
+    assert parts.total == sum(vars(parts).values())
+    assert all(value > 0 for value in vars(parts).values())
+    assert estimate(STARCODER2_3B, device="mps", checkpointing=False).total > 1.5 * parts.total
+
+
+@pytest.mark.parametrize("change", [{"micro_batch": 2}, {"sequence_length": 2048}, {"rank": 64}, {"compute_bytes": 4}])
+def test_more_of_anything_needs_more(change):
+    assert estimate(STARCODER2_3B, device="cuda", **change).total > estimate(STARCODER2_3B, device="cuda").total
+
+
+def test_fewer_targets_need_less_and_unknown_ones_count_as_all():
+    everything = estimate(STARCODER2_3B).adapters
+    assert estimate(STARCODER2_3B, target=("q_proj", "self_attn.v_proj")).adapters < everything / 4
+    assert estimate(STARCODER2_3B, target=("something",)).adapters == everything
+
+
+def test_activations_are_recomputed_only_where_they_would_not_fit():
+    settings = {"device": "cuda", "quantization": "nf4"}
+    assert choose_checkpointing(STARCODER2_3B, 8 * GIB, **settings)
+    assert not choose_checkpointing(STARCODER2_3B, 80 * GIB, **settings)
+
+
+def test_a_configuration_without_a_size_is_refused():
+    with pytest.raises(ValueError, match="no hidden_size"):
+        estimate({"model_type": "llama"})
+
+
+def test_an_unknown_quantization_is_refused():
+    with pytest.raises(ValueError, match="int3"):
+        estimate(STARCODER2_3B, quantization="int3")
