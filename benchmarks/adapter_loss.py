@@ -1,17 +1,21 @@
-"""Whether the adapter, loaded by plain PEFT in a process of its own, has the held-out loss that its run reported.
+"""Figure: how far the reported held-out loss is from what the saved adapter gives under plain PEFT.
 
-    python benchmarks/adapter_loss.py --run OUT --dataset DIR [--base as-trained|full]
-
-OUT is the folder that `repotune train` wrote. Nothing of `jobs.training` or `jobs.loss` is used: rows are read from
-disk, the model's own logits are taken, one row at a time, in float32. `--base as-trained` (the default) holds the base
-as the run did; `--base full` shows what the adapter gives on the unquantised base.
+Run as: python benchmarks/adapter_loss.py [--run OUT --dataset DIR] [--base as-trained|full]
+Without --run it first trains one: the demo's small model and settings on this repository (some minutes).
+Nothing of `jobs.training` or `jobs.loss` is used, and training happened in another process: rows are read from disk and
+the model's own logits are taken, one row at a time, in float32. `--base as-trained` holds the base as the run did;
+`--base full` shows what the adapter gives on the unquantised base.
 """
 
 import argparse
 import json
 import math
+import platform
+import subprocess
 import sys
+import tempfile
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,59 +23,75 @@ import torch
 from peft import PeftModel
 
 from backends import models
-from backends.devices import Device
-from backends.hardware import precision
 from jobs import shards
 
 TOLERANCE = 1e-4
 
 
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ROOT / "benchmarks" / "results" / "adapter_loss.json"
+
+
 def main() -> int:
     arguments = _parse()
-    result = json.loads((arguments.run / "result.json").read_text(encoding="utf-8"))
-    kind = result["quantization"] if arguments.base == "as-trained" else "none"
-    base = models.load_base(
-        result["model"],
-        result["revision"],
-        dtype=torch.float32,
-        device="cpu",
-        quantization_config=_config(kind, result),
-    )
-    adapter = arguments.run / result["adapter"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name of yesterday
-        model = PeftModel.from_pretrained(base, adapter).eval()
-    rows = shards.open_dataset(arguments.dataset).held_out
-    count = result["held_out_rows"]
-    loss, tokens = _mean_loss(model, [rows[number * len(rows) // count] for number in range(count)])
-    difference = abs(loss - result["loss_after"])
-    print(
-        json.dumps(
-            {
-                "benchmark": "adapter_loss",
-                "base": kind,
-                "reported": result["loss_after"],
-                "recomputed": loss,
-                "difference": difference,
-                "perplexity": math.exp(loss),
-                "tokens": tokens,
-                "torch": torch.__version__,
-                "compute": str(precision(Device.CPU).dtype),
-            }
-        )
-    )
-    if arguments.base == "as-trained" and (difference > TOLERANCE or tokens != result["held_out_tokens"]):
-        print(f"The recomputed loss differs from the reported one by {difference:.2e}.", file=sys.stderr)
-        return 1
-    return 0
+    if arguments.run:
+        return _compare(arguments.run, arguments.dataset, arguments.base)
+    with tempfile.TemporaryDirectory() as folder:
+        run, dataset = Path(folder) / "run", Path(folder) / "dataset"
+        _train(run, dataset)
+        return _compare(run, dataset, arguments.base)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder that `repotune train` wrote")
-    parser.add_argument("--dataset", type=Path, required=True, help="folder that `repotune dataset` wrote")
+    parser.add_argument("--run", type=Path, help="folder that `repotune train` wrote")
+    parser.add_argument("--dataset", type=Path, help="folder that `repotune dataset` wrote, for --run")
     parser.add_argument("--base", choices=["as-trained", "full"], default="as-trained")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if bool(arguments.run) != bool(arguments.dataset):
+        parser.error("--run and --dataset go together")
+    return arguments
+
+
+def _train(run: Path, dataset: Path) -> None:
+    script = ROOT / "examples" / "demo_model.py"
+    found = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True)
+    common = ["--model", found.stdout.strip(), "--config", ROOT / "examples" / "demo.yaml"]
+    repotune = Path(sys.executable).with_name("repotune")
+    subprocess.run([repotune, "dataset", "--repo", ROOT, *common, "--output", dataset], check=True)
+    subprocess.run([repotune, "train", "--device", "cpu", "--dataset", dataset, *common, "--output", run], check=True)
+
+
+def _compare(run: Path, dataset: Path, base_kind: str) -> int:
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    kind = result["quantization"] if base_kind == "as-trained" else "none"
+    config = _config(kind, result)
+    base = models.load_base(
+        result["model"], result["revision"], dtype=torch.float32, device="cpu", quantization_config=config
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name of yesterday
+        model = PeftModel.from_pretrained(base, run / result["adapter"]).eval()
+    rows = shards.open_dataset(dataset).held_out
+    count = result["held_out_rows"]
+    loss, tokens = _mean_loss(model, [rows[number * len(rows) // count] for number in range(count)])
+    difference = abs(loss - result["loss_after"])
+    figures = {
+        "base": kind,
+        "before_training": result["loss_before"],
+        "reported": result["loss_after"],
+        "recomputed": loss,
+        "difference": difference,
+        "perplexity": math.exp(loss),
+        "held_out_tokens": tokens,
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "peft")},
+        "machine": platform.platform(),
+    }
+    print(json.dumps(figures, indent=2))
+    if base_kind != "as-trained":
+        return 0
+    FIGURES.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return 0 if difference <= TOLERANCE and tokens == result["held_out_tokens"] else 1
 
 
 def _config(kind: str, result: dict[str, Any]) -> Any:

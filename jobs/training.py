@@ -225,7 +225,7 @@ def _prepare(
     optimization, training = config.optimization, config.training
     micro_batch = max(1, optimization.micro_batch // micro_batch_divisor)
     seed_everything(training.seed)
-    loaded = backend.load(_model_request(config, device, known, micro_batch))
+    loaded = backend.load(_model_request(config, device, known))
     for note in loaded.notes:
         context.emit(Note(message=note))
     if micro_batch < optimization.micro_batch:
@@ -276,7 +276,7 @@ def _refuse_other_vocabulary(data: PackedDataset, loaded: LoadedModel) -> None:
         )
 
 
-def _model_request(config: Config, device: Device, known: Snapshot | None, micro_batch: int) -> ModelRequest:
+def _model_request(config: Config, device: Device, known: Snapshot | None) -> ModelRequest:
     lora = config.lora
     return ModelRequest(
         name=config.model.name,
@@ -291,12 +291,12 @@ def _model_request(config: Config, device: Device, known: Snapshot | None, micro
         ),
         device=device,
         group_size=config.quantization.group_size,
-        gradient_checkpointing=_wants_checkpointing(config, device, micro_batch),
+        gradient_checkpointing=_wants_checkpointing(config, device),
         seed=config.training.seed,
     )
 
 
-def _wants_checkpointing(config: Config, device: Device, micro_batch: int) -> bool:
+def _wants_checkpointing(config: Config, device: Device) -> bool:
     choice = config.training.gradient_checkpointing
     return choice == "on" or (choice == "auto" and device is not Device.CPU)
 
