@@ -53,6 +53,8 @@ class _File:
     """A file that is learned or measured."""
 
     path: str
+    #: The path's bytes as Latin-1: unlike what is shown, no two files share it.
+    name: str
     blob: str
     bytes: int
     #: Of the text without line ends and trailing blanks: the same for the same text, however it is stored.
@@ -152,7 +154,7 @@ def _survey(git_dir: Path, commit: str, section: DatasetSection, stages: Stages)
         if isinstance(verdict, Reason):
             drops.append(Drop(path=path, blob=entry.blob, bytes=entry.size, reason=verdict))
         else:
-            files[entry.blob] = _File(path, entry.blob, entry.size, verdict)
+            files[entry.blob] = _File(path, entry.path.decode("latin-1"), entry.blob, entry.size, verdict)
     stages.start("filter", f"{len(files)} files are kept, {len(drops)} left out.")
     return _Survey(list(files.values()), sorted(drops, key=lambda drop: (drop.path, drop.blob)))
 
@@ -171,7 +173,7 @@ def _divide(survey: _Survey, section: DatasetSection, stages: Stages) -> dict[st
     stages.start("split")
     if not survey.files:
         raise DatasetError(f"The commit has no file to learn from{_why(survey.drops)}: widen dataset.include.")
-    units = [Unit(f"{file.path}\0{file.blob}", file.bytes, (file.digest,)) for file in survey.files]
+    units = [Unit(file.name, file.bytes, (file.digest,)) for file in survey.files]
     held_out = held_out_names(units, section.held_out, section.seed)
     sides: dict[str, list[_File]] = {TRAIN: [], HELD_OUT: []}
     for unit, file in zip(units, survey.files, strict=True):

@@ -197,14 +197,13 @@ def write_bundle(git_dir: Path, commit: str, file: Path) -> None:
     Raises:
         RepositoryError: an object is missing (a partial clone), or the disk is full.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
+    with _beside(file) as folder:
         # A bundle names refs, and the user's repository must not get one: a bare twin borrows its objects.
-        twin = _init(Path(folder) / "twin", commit)
+        twin = _init(folder / "twin", commit)
         (twin / "objects" / "info" / "alternates").write_bytes(_quoted(git_dir.resolve() / "objects") + b"\n")
         refs = {SOURCE_REF: commit} | {f"{SHALLOW_REFS}{cut}": cut for cut in _shallow_cuts(git_dir, commit, twin)}
         _set_refs(twin, refs)
-        unfinished = Path(folder) / "bundle"
+        unfinished = folder / "bundle"
         done = _ask(twin, "bundle", "create", "--quiet", str(unfinished), *refs)
         if done.returncode:
             raise RepositoryError(f"{git_dir} cannot be packed ({_reason(done.stderr)}).")
@@ -281,11 +280,21 @@ def _fetch(git_dir: Path, url: str, *refspecs: str) -> subprocess.CompletedProce
 @contextlib.contextmanager
 def _unfinished(into: Path) -> Iterator[Path]:
     """A new folder beside `into` that takes its name in the end, or goes away."""
-    into.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=into.parent, prefix=f".{into.name}.") as parent:
-        folder = Path(parent) / "git"
+    with _beside(into) as parent:
+        folder = parent / "git"
         yield folder
         folder.replace(into)
+
+
+@contextlib.contextmanager
+def _beside(place: Path) -> Iterator[Path]:
+    """A folder beside `place` that goes away in the end."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise RepositoryError(f"{place} cannot be written ({error.strerror or error}).") from error
 
 
 def _init(folder: Path, commit: str) -> Path:

@@ -117,7 +117,7 @@ class Renderer:
         while start < len(body.ids):
             draw = Draw.of(self._section.seed, f"{body.document.path}\0{index}".encode())
             mode = self._mode(body, draw)
-            stop = _stop(body, start, self._room(body, mode))
+            stop = _stop(body, start, self._room(body, mode), spare=int(mode is Mode.PLAIN))
             text = body.raw[body.starts[start] : body.starts[stop]].decode("utf-8", "ignore")
             cut = draw.cut(text) if mode is not Mode.PLAIN and text else None
             yield _Piece(start, stop, stop == len(body.ids), mode, cut)
@@ -159,11 +159,14 @@ class Renderer:
         ]
 
 
-def _stop(body: _Body, start: int, room: int) -> int:
-    """The token before which a piece from `start` ends: at most `room` on, after a line if one ends near."""
-    stop = start + room
-    if stop >= len(body.ids):
+def _stop(body: _Body, start: int, room: int, spare: int) -> int:
+    """The token before which a piece from `start` ends: at most `room` on, after a line if one ends near.
+
+    A piece that does not end the file has `spare` more tokens of room: it has no end-of-text token.
+    """
+    if start + room >= len(body.ids):
         return len(body.ids)
+    stop = min(start + room + spare, len(body.ids) - 1)
     for place in range(stop, max(start, stop - _LINE_SEARCH), -1):
         if body.raw[body.starts[place] - 1] == _NEWLINE:
             return place

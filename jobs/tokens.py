@@ -28,9 +28,11 @@ class Vocabulary:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise DatasetError("The model's tokenizer is not a fast one (no tokenizer.json): choose another model.")
-        self._backend = type(backend).from_str(backend.to_str())
-        self._backend.no_padding()
-        self._backend.no_truncation()
+        self._backend = backend
+        if backend.padding is not None or backend.truncation is not None:
+            self._backend = type(backend).from_str(backend.to_str())
+            self._backend.no_padding()
+            self._backend.no_truncation()
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         self._ids = vocabulary
         #: Ids run from 0 to size - 1.

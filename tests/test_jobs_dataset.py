@@ -71,7 +71,7 @@ def documents(tokenizer, rows):
     for row in rows:
         starts = [*np.flatnonzero(row.flags & DOCUMENT_START).tolist(), len(row.ids)]
         for start, stop in itertools.pairwise(starts):
-            if stop - start == 1 or row.flags[start + 1] & LABEL:
+            if stop - start > 1 and row.flags[start + 1] & LABEL:
                 yield tokenizer.backend_tokenizer.decode(row.ids[start:stop].tolist(), skip_special_tokens=False)
 
 
@@ -166,6 +166,20 @@ def test_the_same_text_never_lies_on_both_sides_however_it_is_stored(tiny_tokeni
     assert train
     assert held_out
     assert not train & held_out
+
+
+def test_an_edit_moves_no_file_to_the_other_split(tiny_tokenizer, tmp_path):
+    def held_out(output):
+        build(tmp_path, tmp_path / output, tiny_tokenizer, sequence_length=1024, held_out=0.2)
+        rows = open_dataset(tmp_path / output).held_out
+        return {text.split("<file_sep>")[1].split("\n")[0] for text in documents(tiny_tokenizer, rows)}
+
+    files = plain_files(60)
+    commit(tmp_path, files)
+    before = held_out("before")
+    edited = {path: text + b"# edited\n" if path.decode() in before else text for path, text in files.items()}
+    commit(tmp_path, edited)
+    assert held_out("after") == before
 
 
 def test_what_is_left_out_is_written_down_with_its_reason(tiny_tokenizer, tmp_path):

@@ -247,6 +247,15 @@ def test_a_broken_bundle_and_a_bundle_of_another_commit_are_refused_and_leave_no
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "repo"]
 
 
+def test_a_place_that_cannot_be_written_is_a_sentence(repo, tmp_path):
+    (tmp_path / "file").write_text("x")
+    refusal(write_bundle, repo / ".git", head(repo), tmp_path / "file" / "b")
+    refusal(fetch_url, f"file://{repo}", head(repo), tmp_path / "file" / "r.git")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "x").write_text("x")
+    refusal(fetch_url, f"file://{repo}", head(repo), tmp_path / "taken")
+
+
 def test_a_url_is_fetched_whole_or_not_at_all(repo, tmp_path):
     git_dir = fetch_url(f"file://{repo}", head(repo), tmp_path / "far" / "r.git")
     assert paths(git_dir, head(repo)) == [b"a.py", b"docs/b.md"]
