@@ -225,7 +225,7 @@ class Supervisor:
             for after, event in page:  # noqa: B007 - the last id is where the next page begins
                 if event.get("state") == State.FAILED:
                     deaths = 0
-                deaths += str(event.get("reason", "")).startswith(_DEATH)
+                deaths += int(str(event.get("reason", "")).startswith(_DEATH))
         return deaths
 
     def _refused(self, error: Exception) -> None:

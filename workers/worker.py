@@ -78,7 +78,7 @@ def _consume(runtime: Runtime, *, as_json: bool) -> int:
     finally:
         runtime.leaving.set()
         presence.leave()
-    return int(worker.exitcode or 0)
+    return ExitCode.INTERRUPTED if runtime.now.is_set() else int(worker.exitcode or 0)
 
 
 def _celery_worker(runtime: Runtime, *, as_json: bool) -> Any:
@@ -111,12 +111,12 @@ def _celery_worker(runtime: Runtime, *, as_json: bool) -> Any:
 def _listen(runtime: Runtime) -> None:
     """First signal: stop consuming, save, give the job back. Second: now."""
 
-    def on_signal(number: int, _frame: FrameType | None) -> None:
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
         from celery.worker import state
 
         if runtime.leaving.is_set():
             # A thread may hold the lock that logging or the store needs: another thread does the rest.
-            threading.Thread(target=_leave_now, args=(runtime, number), daemon=True).start()
+            threading.Thread(target=_leave_now, args=(runtime,), daemon=True).start()
             return
         runtime.leaving.set()
         state.should_stop = ExitCode.OK
@@ -128,7 +128,7 @@ def _listen(runtime: Runtime) -> None:
     signal.signal(signal.SIGINT, on_signal)
 
 
-def _leave_now(runtime: Runtime, number: int) -> None:
+def _leave_now(runtime: Runtime) -> None:
     """Kill the trainer and leave. The supervisor is given a moment to hand the job back; else its lease runs out."""
     runtime.now.set()
     for _ in range(50):
@@ -137,7 +137,7 @@ def _leave_now(runtime: Runtime, number: int) -> None:
         threading.Event().wait(0.1)
     # The trainer, if it still lives, notices within a second that its parent is gone.
     sys.stderr.flush()
-    os._exit(128 + number)
+    os._exit(ExitCode.INTERRUPTED)
 
 
 def _say_ready(runtime: Runtime, *, as_json: bool) -> None:

@@ -1,0 +1,222 @@
+"""How an attempt that ended is reported, on a real store."""
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from backends.devices import GIB, Device, Machine
+from jobs.config import load_config
+from jobs.events import Failed, Finished, StepDone, Stopped
+from jobs.spec import JobSpec, Kind
+from jobs.states import Cause, Desired, State
+from queue_app.artifacts import ArtifactStore
+from queue_app.celery_app import make_app
+from queue_app.records import NewJob, new_claim_id, new_job_id
+from queue_app.settings import load_settings
+from queue_app.store import JobStore, StoreUnreachable
+from workers.lease import Lease
+from workers.process import LineTail
+from workers.relay import Outbox
+from workers.runtime import Runtime
+from workers.supervisor import Supervisor
+from workers.uploads import CheckpointUploads, link_aside
+from workers.watch import End, Stop
+
+
+@pytest.fixture
+def runtime(valkey_url, tmp_path):
+    machine = Machine(device=Device.CPU, device_name="test", memory_bytes=8 * GIB, reason="", versions={})
+    return Runtime(
+        name="anna",
+        machine=machine,
+        settings=load_settings(broker_url=valkey_url, home=tmp_path, cache=tmp_path / "cache"),
+        store=JobStore.connect(valkey_url),
+        artifacts=ArtifactStore((tmp_path / "artifacts").as_uri(), tmp_path / "cache"),
+        app=make_app(valkey_url),
+        workroot=tmp_path / "work",
+    )
+
+
+def claimed(runtime, micro_batch=1):
+    config = load_config(settings=[f"optimization.micro_batch={micro_batch}"])
+    spec = JobSpec(kind=Kind.TRAINING, config=config, dataset_job="dataset-x").model_dump_json()
+    new = NewJob(id=new_job_id("training"), kind="training", name="n", device="cpu", queue="cpu.8g", spec=spec)
+    return claim_again(runtime, runtime.store.submit([new])[0].id)
+
+
+def claim_again(runtime, job_id):
+    attempt = runtime.store.get(job_id).attempt
+    return runtime.store.claim(job_id, attempt, runtime.name, new_claim_id())
+
+
+def report(runtime, claim, last=None, stop=None, exit_code=0):
+    Supervisor(runtime, claim)._report(End(last=last, stop=stop, exit_code=exit_code, log="Killed"))
+    return runtime.store.get(claim.job_id)
+
+
+def tickets(runtime):
+    return sum(runtime.store.redis.llen(key) for key in runtime.store.redis.keys("cpu.8g*"))
+
+
+def out_of_memory():
+    return Failed(cause=Cause.OUT_OF_MEMORY, message="Out of memory.")
+
+
+def test_out_of_memory_halves_the_micro_batch_until_it_is_one(runtime):
+    claim = claimed(runtime, micro_batch=4)
+    for halvings in (1, 2):
+        record = report(runtime, claim, out_of_memory())
+        assert (record.state, record.cause, record.memory_halvings) == (State.QUEUED, Cause.OUT_OF_MEMORY, halvings)
+        claim = claim_again(runtime, claim.job_id)
+    assert tickets(runtime) == 2
+    record = report(runtime, claim, out_of_memory())
+    assert (record.state, record.cause, record.reason) == (State.FAILED, Cause.OUT_OF_MEMORY, "Out of memory.")
+
+
+def test_a_trainer_that_dies_again_and_again_fails_the_job_with_its_last_words(runtime):
+    claim = claimed(runtime)
+    for _ in range(3):
+        record = report(runtime, claim, exit_code=-9)
+        assert (record.state, record.cause) == (State.QUEUED, Cause.WORKER_LOST)
+        claim = claim_again(runtime, claim.job_id)
+    record = report(runtime, claim, exit_code=-9)
+    assert (record.state, record.cause) == (State.FAILED, Cause.WORKER_LOST)
+    assert "signal 9" in record.reason
+    assert "Killed" in record.reason
+
+
+def test_a_retry_by_its_owner_forgives_the_deaths_before(runtime):
+    claim = claimed(runtime)
+    for _ in range(4):
+        report(runtime, claim, exit_code=-9)
+        claim = claim_again(runtime, claim.job_id)
+    runtime.store.retry(runtime.store.jobs()[0].id)
+    claim = claim_again(runtime, runtime.store.jobs()[0].id)
+    assert report(runtime, claim, exit_code=-9).state == State.QUEUED
+
+
+def test_a_user_error_is_not_tried_again(runtime):
+    record = report(runtime, claimed(runtime), Failed(cause=Cause.USER_ERROR, message="No such model."))
+    assert (record.state, record.cause, record.reason) == (State.FAILED, Cause.USER_ERROR, "No such model.")
+    assert tickets(runtime) == 0
+
+
+@pytest.mark.parametrize(
+    ("stop", "state", "cause"),
+    [
+        (Stop.CANCEL, State.CANCELLED, Cause.CANCELLED),
+        (Stop.PAUSE, State.PAUSED, None),
+        (Stop.WALL_TIME, State.FAILED, Cause.MAX_WALL_TIME),
+        (Stop.STALLED, State.FAILED, Cause.STALLED),
+        (Stop.PREEMPT, State.QUEUED, Cause.PREEMPTED),
+    ],
+)
+def test_every_stop_has_its_end(runtime, stop, state, cause):
+    record = report(runtime, claimed(runtime), Stopped(step=3), stop)
+    assert (record.state, record.cause) == (state, cause)
+
+
+def test_a_job_that_finished_while_it_was_asked_to_stop_is_done(runtime):
+    claim = claimed(runtime)
+    output = runtime.workroot / claim.job_id / "output"
+    (output / "checkpoints" / "step-1").mkdir(parents=True)
+    (output / "result.json").write_text("{}")
+    record = report(runtime, claim, Finished(result={"steps": 3}), Stop.PREEMPT)
+    assert record.state == State.SUCCEEDED
+    assert record.result == {"steps": 3, "artifact": f"{claim.job_id}/{claim.fence}/output"}
+    assert [file.name for file in runtime.artifacts.fetch(record.result["artifact"]).glob("[!.]*")] == ["result.json"]
+
+
+def test_who_lost_a_job_writes_nothing_more(runtime):
+    claim = claimed(runtime)
+    supervisor = Supervisor(runtime, claim)
+    supervisor._lease.desired = Desired.LOST
+    before = runtime.store.get(claim.job_id)
+    supervisor._report(End(last=Failed(cause="user_error", message="x"), stop=None, exit_code=0, log=""))
+    assert runtime.store.get(claim.job_id) == before
+
+
+def test_an_artifact_store_that_is_away_is_waited_for_without_using_up_an_attempt(runtime):
+    dataset, claim = claimed(runtime), claimed(runtime)
+    runtime.store.finish(dataset, State.SUCCEEDED, result={"artifact": "a/1/output"})
+    runtime = replace(runtime, artifacts=ArtifactStore("http://127.0.0.1:1/artifacts", runtime.settings.cache))
+    Supervisor(runtime, replace(claim, record=replace(claim.record, depends_on=dataset.job_id))).run()
+    after = runtime.store.get(claim.job_id)
+    assert (after.state, after.attempt) == (State.QUEUED, 1), after.reason
+    assert "127.0.0.1" in after.reason
+
+
+def test_a_job_that_cannot_be_prepared_fails_with_its_sentence(runtime):
+    claim = claimed(runtime)
+    Supervisor(runtime, replace(claim, record=replace(claim.record, spec='{"kind": "training"}'))).run()
+    after = runtime.store.get(claim.job_id)
+    assert after.state == State.FAILED
+    assert after.reason
+    assert not (runtime.workroot / claim.job_id).exists()
+
+
+def test_a_lease_hears_what_is_wanted(runtime):
+    claim = claimed(runtime)
+    lease = Lease(runtime.store, claim, renew_seconds=0.05)
+    lease.start()
+    runtime.store.cancel(claim.job_id)
+    deadline = time.monotonic() + 5
+    while lease.desired is Desired.RUN and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert lease.desired is Desired.CANCEL
+    lease.end()
+    lease.join(5)
+
+
+def test_an_outbox_sends_each_line_once_in_order_whatever_the_store_does(tmp_path):
+    file, got, trouble = tmp_path / "events", [], [True, False, True, True, False]
+
+    def send(lines, first):
+        if trouble and trouble.pop(0):
+            raise StoreUnreachable("away")
+        assert first == len(got) + 1
+        got.extend(lines)
+        return True
+
+    outbox = Outbox(LineTail(file), send)
+    lines = [StepDone(step=n, total_steps=9, loss=1, lr=1, grad_norm=1, tokens=1, tokens_per_second=1, memory_bytes=0)
+             .to_json() for n in range(500)]  # fmt: skip
+    for part in (lines[:250], lines[250:]):
+        with file.open("a") as events:
+            events.write("".join(f"{line}\n" for line in part))
+        drained = False
+        while not drained:
+            try:
+                drained = outbox.pump()
+            except StoreUnreachable:
+                continue
+    assert got == lines
+
+
+def test_a_checkpoint_arrives_even_when_the_trainer_removes_it_meanwhile(tmp_path):
+    arrived, attempts = [], []
+    (tmp_path / "step-1").mkdir()
+    (tmp_path / "step-1" / "weights").write_bytes(b"w")
+
+    def upload(folder, step):
+        attempts.append(step)
+        if len(attempts) == 1:
+            raise OSError("the store is away")
+        arrived.append((step, (folder / "weights").read_bytes()))
+
+    uploads = CheckpointUploads("job", upload, tmp_path / "staging")
+    uploads.start()
+    uploads.add(1, tmp_path / "step-1")
+    (tmp_path / "step-1" / "weights").unlink()
+    uploads.close()
+    uploads.join(10)
+    assert arrived == [(1, b"w")]
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+def test_linking_aside_leaves_out_what_is_named(tmp_path):
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / "file").write_text("x")
+    link_aside(tmp_path / "a", tmp_path / "b", leave_out=("checkpoints",))
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["file"]
