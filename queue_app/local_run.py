@@ -42,7 +42,8 @@ def run_locally(connection: Connection, job_id: str, view: View) -> tuple[JobRec
             ended = follow_pipeline(connection.store, job_id, view, between)
             worker.stop()
         except KeyboardInterrupt:
-            worker.kill()
+            worker.leave_now()
+            click.echo(f"Ended. Go on from the last checkpoint: repotune retry {job_id} --local", err=True)
             raise
         except BaseException:
             with contextlib.suppress(StoreUnreachable):

@@ -22,6 +22,10 @@ _LOG_LINES = 12
 STOP_SECONDS = 120.0
 
 
+# Two signals at once would arrive as one.
+_BETWEEN_SIGNALS_SECONDS = 0.2
+_HAND_BACK_SECONDS = 4.0
+
 # How long a worker whose parent is gone may take to save its checkpoint.
 _ORPHAN_SECONDS = 60.0
 
@@ -70,8 +74,21 @@ class LocalWorker:
         except subprocess.TimeoutExpired:
             self.kill()
 
+    def leave_now(self) -> None:
+        """End our worker without a checkpoint; it gets a moment to hand the job back, else the lease must run out."""
+        process = self._process
+        if process is None:
+            return
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(_BETWEEN_SIGNALS_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+        self.stop(_HAND_BACK_SECONDS)
+
     def kill(self) -> None:
-        """End our worker now; its trainer notices and leaves."""
+        """End our worker this instant; its trainer notices and leaves."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
