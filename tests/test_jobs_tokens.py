@@ -40,6 +40,16 @@ def test_overlapping_letters_of_special_tokens_forge_nothing():
     assert vocabulary.special("  ") in vocabulary.encode(["x  y"])[0]
 
 
+def test_a_letter_that_the_tokenizer_does_not_know_ends_no_document():
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models
+
+    backend = Tokenizer(models.BPE({"<|endoftext|>": 0, "a": 1}, [], unk_token="<|endoftext|>"))
+    assert 0 in backend.encode("a?a").ids
+    vocabulary = Vocabulary(transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>"))
+    assert vocabulary.encode(["a?a"])[0].tolist() == [1, 1]
+
+
 def small_tokenizer(transformers, specials):
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
