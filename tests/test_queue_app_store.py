@@ -154,6 +154,12 @@ def test_a_known_job_stands_in_as_the_dependency(store):
     assert store.finish(running(store, known), State.SUCCEEDED)[0].job_id == records[1].id
 
 
+def test_one_key_twice_in_a_submission_is_one_job(store):
+    records = store.submit([new_job(idempotency_key="k"), new_job(idempotency_key="k"), new_job(), new_job()])
+    assert records[0] == records[1]
+    assert len(store.jobs()) == 3
+
+
 def test_a_job_that_depends_on_a_succeeded_one_is_queued_at_once(store):
     data = running(store)
     store.finish(data, State.SUCCEEDED)
@@ -457,6 +463,12 @@ def test_a_paused_job_comes_back_with_a_new_attempt(store):
     assert store.claim(record.id, ticket.attempt, "anna", "c").fence == 2
 
 
+def test_a_paused_job_is_cancelled_at_once(store):
+    record = queued(store)
+    store.pause(record.id)
+    assert twice(store, lambda: store.cancel(record.id)).state == State.CANCELLED
+
+
 def test_a_running_job_is_paused_by_its_owner_and_cancelling_wins(store):
     first, second = running(store), running(store)
     for claim in (first, second):
@@ -546,6 +558,7 @@ def test_a_lost_worker_is_first_suspected_then_its_job_is_queued_again(store):
     record = store.get(claim.job_id)
     assert (record.state, record.attempt, record.fence, record.cause) == (State.QUEUED, 2, 2, Cause.WORKER_LOST)
     assert "anna" in record.reason
+    assert record.claim_id == ""
     assert store.renew(claim) == Desired.LOST
 
 

@@ -14,7 +14,7 @@ if get(id, 'state') ~= 'QUEUED' or get(id, 'attempt') ~= attempt or not due or g
   return {}
 end
 
-redis.call('HSET', KEYS[1], 'claim_id', claim_id, 'worker', worker, 'desired', 'RUN', 'released', '',
+redis.call('HSET', KEYS[1], 'claim_id', claim_id, 'worker', worker,
   'started_at', seconds(time), 'events_next', 0, 'logs_next', 0)
 move(id, 'RUNNING', time, '', '')
 redis.call('ZADD', 'rt:leases', seconds(time + lease), id)

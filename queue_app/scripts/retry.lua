@@ -11,7 +11,6 @@ local function again(id, tickets)
   if state ~= 'SUCCEEDED' and needed ~= '' then again(needed, tickets) end
   if state == 'FAILED' or state == 'CANCELLED' then
     begin_attempt(id)
-    redis.call('HDEL', job_key(id), 'result')
     place(id, time, '', 'Sent again by its owner.')
   end
   if get(id, 'state') == 'QUEUED' then table.insert(tickets, ticket(id)) end
