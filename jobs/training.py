@@ -24,6 +24,7 @@ from backends.contract import AdapterRequest, Backend, LoadedModel, ModelRequest
 from backends.devices import Device
 from backends.errors import BackendUnavailable, RepotuneError
 from jobs import checkpoint, report, snapshot
+from jobs.activations import choose_checkpointing
 from jobs.adapter import publish_adapter
 from jobs.context import JobContext, OutputExists, StopRequested
 from jobs.evaluation import evaluation_rows, measure
@@ -225,8 +226,9 @@ def _prepare(
     optimization, training = config.optimization, config.training
     micro_batch = max(1, optimization.micro_batch // micro_batch_divisor)
     seed_everything(training.seed)
-    loaded = backend.load(_model_request(config, device, known))
-    for note in loaded.notes:
+    checkpointing, reason = choose_checkpointing(config, device, micro_batch, data.sequence_length)
+    loaded = backend.load(_model_request(config, device, known, checkpointing=checkpointing))
+    for note in (*loaded.notes, reason):
         context.emit(Note(message=note))
     if micro_batch < optimization.micro_batch:
         context.emit(Note(message=_micro_batch_note(optimization.micro_batch, micro_batch, identity.effective_batch)))
@@ -276,7 +278,7 @@ def _refuse_other_vocabulary(data: PackedDataset, loaded: LoadedModel) -> None:
         )
 
 
-def _model_request(config: Config, device: Device, known: Snapshot | None) -> ModelRequest:
+def _model_request(config: Config, device: Device, known: Snapshot | None, *, checkpointing: bool) -> ModelRequest:
     lora = config.lora
     return ModelRequest(
         name=config.model.name,
@@ -291,14 +293,9 @@ def _model_request(config: Config, device: Device, known: Snapshot | None) -> Mo
         ),
         device=device,
         group_size=config.quantization.group_size,
-        gradient_checkpointing=_wants_checkpointing(config, device),
+        gradient_checkpointing=checkpointing,
         seed=config.training.seed,
     )
-
-
-def _wants_checkpointing(config: Config, device: Device) -> bool:
-    choice = config.training.gradient_checkpointing
-    return choice == "on" or (choice == "auto" and device is not Device.CPU)
 
 
 def _make_accelerator(loaded: LoadedModel) -> Any:

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
 
 from backends.devices import Device
+from backends.free_memory import free_bytes
 from backends.full import FullPrecision
-from jobs import shards, training
+from jobs import activations, shards, training
 from jobs.checkpoint import CheckpointDamaged, latest
 from jobs.context import JobContext, OutputExists, StopRequested
 from jobs.events import Checkpointed, Evaluated, Note, StageStarted, StepDone
@@ -437,3 +438,22 @@ def test_fp16_scales_gradients_and_lowers_the_scale_until_they_fit(tmp_path, dat
     assert any(bool((tensor != 0).any()) for name, tensor in weights.items() if "lora_B" in name)
     run(tmp_path, make_config(model_folder), dataset, Recorder(), resume_from=tmp_path / "checkpoints")
     assert scalers[1].get_scale() == scalers[0].get_scale() < 2.0**127
+
+
+@pytest.mark.parametrize("memory", [(1 << 40, "off"), (1 << 20, "on")])
+def test_auto_recomputes_activations_where_memory_is_short(
+    tmp_path, dataset, model_folder_with_dropout, monkeypatch, memory
+):
+    free, state = memory
+    monkeypatch.setattr(activations, "free_bytes", lambda _device: free)
+    recorder = Recorder()
+    config = make_config(model_folder_with_dropout, training__gradient_checkpointing="auto", training__max_steps=2)
+    run(tmp_path / "auto", config, dataset, recorder)
+    assert any(f"Gradient checkpointing is {state}: " in note.message for note in recorder.of(Note))
+    kept = make_config(model_folder_with_dropout, training__gradient_checkpointing="off", training__max_steps=2)
+    run(tmp_path / "kept", kept, dataset)
+    assert losses(tmp_path / "auto") == pytest.approx(losses(tmp_path / "kept"), abs=1e-6)
+
+
+def test_a_machine_knows_its_free_memory():
+    assert (1 << 20) < free_bytes(Device.CPU) < (1 << 50)
