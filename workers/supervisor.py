@@ -218,7 +218,8 @@ class Supervisor:
 
     def _deaths_before(self) -> int:
         """How often a trainer of this job died since the job last failed, as the store's own events tell."""
-        deaths, after = 0, "0"
+        deaths: int = 0
+        after = "0"
         while page := self._runtime.insist(
             partial(self._runtime.store.events, self._claim.job_id, after), self._must_drop
         ):
