@@ -201,7 +201,7 @@ class Supervisor:
         if spec.kind is not Kind.TRAINING:
             return 1
         whole = spec.config.for_device(self._runtime.machine.device).optimization.micro_batch
-        return max(1, whole // 2**record.memory_halvings)
+        return max(1, whole >> record.memory_halvings)
 
     def _died(self, end: End) -> None:
         """No last word: killed from outside, most often by the kernel for want of memory."""
@@ -218,7 +218,7 @@ class Supervisor:
 
     def _deaths_before(self) -> int:
         """How often a trainer of this job died since the job last failed, as the store's own events tell."""
-        deaths: int = 0
+        deaths = 0
         after = "0"
         while page := self._runtime.insist(
             partial(self._runtime.store.events, self._claim.job_id, after), self._must_drop
