@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from backends.errors import ExitCode
-from jobs.states import State
+from jobs.states import Cause, State
 from queue_app.artifacts import ArtifactStore
 from queue_app.records import JobRecord
 from queue_app.settings import Settings
@@ -71,7 +71,8 @@ def next_commands(job: JobRecord, *, local: bool) -> list[str]:
     """Commands worth a try now."""
     flag = " --local" if local else ""
     if job.state != State.SUCCEEDED:
-        return [f"repotune logs {job.id}{flag}", f"repotune retry {job.id}{flag}"]
+        culprit = job.depends_on if job.cause == Cause.DEPENDENCY_FAILED else job.id
+        return [f"repotune logs {culprit}{flag}", f"repotune retry {job.id}{flag}"]
     if "adapter" not in job.result:
         return [f"repotune show {job.id}{flag}"]
     return [

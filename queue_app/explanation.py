@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jobs.states import State
+from jobs.states import Cause, State
 from queue_app.plan import takers, why_nobody
 from queue_app.records import JobRecord, WorkerRecord
 from queue_app.store import JobNotFound, JobStore
@@ -16,7 +16,16 @@ def explain(store: JobStore, job: JobRecord) -> str:
         return why_queued(job, store.workers(), store.now())
     if job.state == State.SUSPECT:
         return f"Worker {job.worker} has not been heard of; if it stays silent, the job goes back to the queue."
+    if job.cause == Cause.DEPENDENCY_FAILED and job.depends_on:
+        return f"{_sentence(job.reason)} {_reason_of(store, job.depends_on)}".rstrip()
     return job.reason
+
+
+def _reason_of(store: JobStore, job_id: str) -> str:
+    try:
+        return store.get(job_id).reason
+    except JobNotFound:
+        return ""
 
 
 def why_queued(job: JobRecord, workers: Sequence[WorkerRecord], now: float) -> str:

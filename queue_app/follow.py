@@ -6,6 +6,7 @@ Reads the store only: stopping to follow never stops a job.
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import click
@@ -56,7 +57,8 @@ def follow_pipeline(store: JobStore, job_id: str, view: View, between: Callable[
         dependency = store.get(job_id).depends_on
         if dependency and store.get(job_id).state == State.WAITING:
             follow(store, dependency, view, between)
-        return follow(store, job_id, view, between)
+        job = follow(store, job_id, view, between)
+        return replace(job, reason=explain(store, job))
     finally:
         view.close()
 

@@ -10,7 +10,7 @@ import click
 
 from jobs.states import TERMINAL
 from queue_app.connection import Connection
-from queue_app.follow import View, follow_pipeline
+from queue_app.follow import Event, View, follow_pipeline
 from queue_app.interrupts import Interrupts
 from queue_app.local_worker import LocalWorker
 from queue_app.records import JobRecord
@@ -39,7 +39,8 @@ def run_locally(connection: Connection, job_id: str, view: View) -> tuple[JobRec
                 stopping.look()
 
         try:
-            ended = follow_pipeline(connection.store, job_id, view, between)
+            worker.tend()
+            ended = follow_pipeline(connection.store, job_id, LocalView(view, worker), between)
             worker.stop()
         except KeyboardInterrupt:
             worker.leave_now()
@@ -51,6 +52,26 @@ def run_locally(connection: Connection, job_id: str, view: View) -> tuple[JobRec
             worker.stop()
             raise
     return ended, stopping.asked
+
+
+class LocalView:
+    """A view that does not send people to start the worker that is starting already."""
+
+    def __init__(self, view: View, worker: LocalWorker) -> None:
+        self._view = view
+        self._worker = worker
+
+    def show(self, job: JobRecord, event: Event) -> None:
+        """Show one event."""
+        self._view.show(job, event)
+
+    def wait(self, job: JobRecord, why: str) -> None:
+        """Show why the job waits: for our worker, as long as that is not up."""
+        self._view.wait(job, why if self._worker.is_up else "A worker is starting on this machine.")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._view.close()
 
 
 class Stopping:

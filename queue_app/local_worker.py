@@ -17,6 +17,8 @@ from queue_app.records import WorkerRecord
 # -P: a folder `queue_app/` where the person stands must not shadow ours.
 _COMMAND = (sys.executable, "-P", "-c", "from queue_app.local_worker import main; main()")
 _RESTARTS = 1
+# A worker that says why it cannot run here says the same again; its last line is the sentence.
+_FINAL = (ExitCode.USAGE, ExitCode.DEVICE_UNAVAILABLE)
 _LOG_LINES = 12
 #: A worker that is asked to stop saves a checkpoint; past this it is killed.
 STOP_SECONDS = 120.0
@@ -48,6 +50,11 @@ class LocalWorker:
         self._fits = False
         self.log = connection.settings.home / "local" / f"worker-{os.getpid()}.log"
 
+    @property
+    def is_up(self) -> bool:
+        """Whether a worker serves the queue: ours, or one that was there."""
+        return self._process is None or self._fits
+
     def tend(self) -> None:
         """See to it that a worker is there; call it every now and then.
 
@@ -56,6 +63,8 @@ class LocalWorker:
         """
         if self._process is not None and self._process.poll() is None:
             self._fits = self._fits or self._check_queue(self._process.pid)
+        elif self._process is not None and self._process.returncode in _FINAL:
+            raise LocalWorkerFailed(last_lines(self.log, 1).strip().removeprefix("repotune: "))
         elif self._process is not None and self._starts > _RESTARTS:
             raise LocalWorkerFailed(
                 f"The worker on this machine ended with exit code {self._process.returncode}; its log, {self.log}, "

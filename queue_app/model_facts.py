@@ -51,8 +51,8 @@ class ModelFacts:
     origin: str = ""
     #: One clause: why the configuration is not known.
     problem: str = ""
-    #: Whether `name` is a file or folder of this machine.
-    local: bool = False
+    #: Whether `name` is meant as a file or folder, not as a hub id.
+    is_path: bool = False
 
 
 def find_model_facts(name: str, revision: str | None = None) -> ModelFacts:
@@ -65,7 +65,7 @@ def find_model_facts(name: str, revision: str | None = None) -> ModelFacts:
     if name in KNOWN_MODELS and revision is None:
         return ModelFacts(name=name, config=KNOWN_MODELS[name], origin="known model")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
-        return ModelFacts(name=name, problem=f"there is no file or folder {name} on this machine")
+        return ModelFacts(name=name, is_path=True, problem=f"there is no file or folder {name} on this machine")
     return _from_hub(name, revision)
 
 
@@ -74,12 +74,12 @@ def _from_folder(name: str, folder: Path) -> ModelFacts:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return ModelFacts(name=name, local=True, problem=f"the folder {name} has no config.json")
+        return ModelFacts(name=name, is_path=True, problem=f"the folder {name} has no config.json")
     except (OSError, ValueError) as error:
-        return ModelFacts(name=name, local=True, problem=f"{file} cannot be read ({error})")
+        return ModelFacts(name=name, is_path=True, problem=f"{file} cannot be read ({error})")
     if not isinstance(config, dict):
-        return ModelFacts(name=name, local=True, problem=f"{file} holds no model configuration")
-    return ModelFacts(name=name, local=True, config=config, origin="config.json of the folder")
+        return ModelFacts(name=name, is_path=True, problem=f"{file} holds no model configuration")
+    return ModelFacts(name=name, is_path=True, config=config, origin="config.json of the folder")
 
 
 def _from_file(name: str, file: Path) -> ModelFacts:
@@ -88,16 +88,16 @@ def _from_file(name: str, file: Path) -> ModelFacts:
         architecture = header.metadata["general.architecture"]
         config = {ours: header.metadata.get(f"{architecture}.{theirs}") for ours, theirs in _GGUF_FIELDS.items()}
     except (OSError, NotGguf, KeyError) as error:
-        return ModelFacts(name=name, local=True, problem=f"{name} is not a readable .gguf file ({error})")
+        return ModelFacts(name=name, is_path=True, problem=f"{name} is not a readable .gguf file ({error})")
     config["vocab_size"] = header.metadata.get(
         f"{architecture}.vocab_size", header.metadata.get("tokenizer.ggml.tokens")
     )
     config["num_key_value_heads"] = config["num_key_value_heads"] or config["num_attention_heads"]
     missing = [field for field, value in config.items() if value is None]
     if missing:
-        return ModelFacts(name=name, local=True, problem=f"the header of {name} lacks {', '.join(missing)}")
+        return ModelFacts(name=name, is_path=True, problem=f"the header of {name} lacks {', '.join(missing)}")
     config |= {"model_type": architecture, "tie_word_embeddings": "output.weight" not in header.tensors}
-    return ModelFacts(name=name, local=True, config=config, origin="header of the .gguf file")
+    return ModelFacts(name=name, is_path=True, config=config, origin="header of the .gguf file")
 
 
 def _from_hub(name: str, revision: str | None) -> ModelFacts:

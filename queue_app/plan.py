@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.devices import ANY, GIB, TIERS_GIB, Device, queue_name, tier_for_need
-from backends.errors import ExitCode, RepotuneError
+from backends.errors import ExitCode, ModelNotLoadable, RepotuneError
 from jobs.repository import Resolved, list_files, resolve, shown
 from jobs.spec import Config
 from queue_app.model_facts import ModelFacts, find_model_facts
@@ -143,6 +143,16 @@ def why_nobody(queue: str, workers: Sequence["WorkerRecord"]) -> str:
     if not workers:
         return f"No worker is registered: {start}."
     return f"No worker serves the queue {queue} ({'; '.join(why_not(queue, worker) for worker in workers)}): {start}."
+
+
+def refuse_unloadable(plan: Plan) -> None:
+    """Refuse a model in a file or folder of this machine that is none; what a hub holds is left to the worker.
+
+    Raises:
+        ModelNotLoadable: the path does not exist, or holds no model.
+    """
+    if plan.model.config is None and plan.model.is_path:
+        raise ModelNotLoadable(f"The model cannot be loaded: {plan.model.problem}.")
 
 
 def _measure(source: Resolved) -> tuple[int | None, int | None]:

@@ -38,7 +38,7 @@ def model_line(plan: Plan) -> str:
     """What is known of the model."""
     if plan.model.config is None:
         return f"{plan.model.name} ({plan.model.problem})"
-    here = "; only workers that have this path can load it" if plan.model.local else ""
+    here = "; only workers that have this path can load it" if plan.model.is_path else ""
     return f"{plan.model.name} ({plan.model.origin}{here})"
 
 

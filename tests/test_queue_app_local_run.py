@@ -63,6 +63,14 @@ def test_a_worker_that_dies_twice_is_a_sentence_with_its_last_words(connection, 
         tend_until(worker, lambda: False)
 
 
+def test_a_worker_that_says_why_it_cannot_run_is_not_asked_again(connection, monkeypatch):
+    fake_command(monkeypatch, "print('repotune: No cuda device here.'); raise SystemExit(5)")
+    worker = LocalWorker(connection, "cuda.8g", "cuda")
+    with pytest.raises(LocalWorkerFailed, match=r"^No cuda device here\.$"):
+        tend_until(worker, lambda: False)
+    assert worker.log.read_text(encoding="utf-8").count("No cuda") == 1
+
+
 def test_the_broker_is_named_in_the_environment_and_not_in_the_arguments(connection, monkeypatch):
     fake_command(monkeypatch, "import os, sys; print(os.environ['REPOTUNE_BROKER_URL'], sys.argv[1:], flush=True)")
     worker = LocalWorker(connection, "mps.8g", "mps")

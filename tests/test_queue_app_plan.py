@@ -163,7 +163,7 @@ def test_a_folder_tells_its_shape(tmp_path):
     (tmp_path / "config.json").write_text('{"hidden_size": 8}', encoding="utf-8")
     facts = find_model_facts(str(tmp_path))
     assert facts.config == {"hidden_size": 8}
-    assert facts.local
+    assert facts.is_path
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])

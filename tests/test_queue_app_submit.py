@@ -179,6 +179,15 @@ def test_a_dry_run_needs_no_broker(place, tiny_repository):
     assert "not known: the broker does not answer" in done.stderr
 
 
+@pytest.mark.parametrize("command", [["submit", "--local"], ["validate"]])
+def test_a_model_folder_that_holds_none_is_refused_here(place, tiny_repository, command):
+    (place / "model").mkdir()
+    done = run(REPOTUNE, *command, "--repo", str(tiny_repository), "--model", "model")
+    assert done.returncode == ExitCode.USAGE
+    assert "has no config.json" in done.stderr
+    assert not (place / "home").exists()
+
+
 def empty_repository(place):
     subprocess.run(["git", "init", "-q", "empty"], cwd=place, check=True)
 

@@ -186,6 +186,14 @@ def test_a_failed_job_shows_its_cause(store):
     assert "The repository has no text files." in shown
 
 
+def test_a_job_whose_dependency_failed_tells_why_that_failed(store):
+    data = new_job(id=new_job_id("dataset"), kind="dataset")
+    dataset, training = store.submit([data, new_job(depends_on=data.id)])
+    claim = store.claim(dataset.id, 1, "anna", new_claim_id())
+    store.finish(claim, State.FAILED, Cause.USER_ERROR, "The repository has no text files.")
+    assert explain(store, store.get(training.id)).endswith("The repository has no text files.")
+
+
 @pytest.mark.parametrize(
     ("size", "text"), [(0, "0 bytes"), (1536, "1.5 KiB"), (3 * 1024**2, "3.0 MiB"), (GIB, "1.0 GiB")]
 )

@@ -72,7 +72,9 @@ def _submit(request: "Request", plan: "Plan", *, wait: bool, as_json: bool) -> N
 
 def _submit_local(request: "Request", plan: "Plan", *, as_json: bool) -> None:
     from queue_app.connection import connect_embedded
+    from queue_app.plan import refuse_unloadable
 
+    refuse_unloadable(plan)
     with connect_embedded() as connection:
         done = _record(request, plan, connection, as_json=as_json)
         finish_locally(done.training.id, connection, as_json=as_json)
