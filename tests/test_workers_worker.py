@@ -242,6 +242,22 @@ def test_a_killed_worker_loses_no_job_and_leaves_no_orphan(site):
     assert any(event["cause"] == Cause.WORKER_LOST for event in site.events(job_id, "state"))
 
 
+def test_a_frozen_worker_that_comes_back_writes_nothing_more(site):
+    frozen = site.start("anna")
+    job_id = site.submit_training(max_steps=100_000)
+    site.has_checkpoint(job_id)
+    trainer = psutil.Process(site.trainer_pid(frozen))
+    os.kill(frozen.pid, signal.SIGSTOP)
+    site.start("berta")
+    wait_for(lambda: site.store.get(job_id).worker == "berta")
+    os.kill(frozen.pid, signal.SIGCONT)
+    wait_for(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE, seconds=20)
+    wait_for(lambda: site.store.get(job_id).checkpoint["artifact"].startswith(f"{job_id}/2/"))
+    record = site.store.get(job_id)
+    assert (record.state, record.worker, record.attempt) == (State.RUNNING, "berta", 2)
+    wait_for(lambda: {worker.name: worker.state for worker in site.store.workers()}["anna"] == "idle")
+
+
 def test_sigterm_saves_gives_the_job_back_and_leaves(site):
     first = site.start("anna")
     job_id = site.submit_training(max_steps=100_000, **{"training.checkpoint_every_steps": 100_000})

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from celery.apps.worker import Worker
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 
 from backends.devices import Machine, queues_served
 from backends.errors import ExitCode, RepotuneError
@@ -52,6 +54,8 @@ def serve(machine: Machine, name: str | None, connection: Connection, *, as_json
         WorkerRunsAlready: the name is taken on this machine.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    # Celery warns of running as root because of pickle, which is refused here.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     settings = connection.settings
     with _workroot(settings.home / "work", name) as workroot:
         runtime = Runtime(
@@ -86,11 +90,17 @@ def _celery_worker(runtime: Runtime, *, as_json: bool) -> Any:
         """Celery's worker with our signals: its own warm shutdown would wait for the job to end."""
 
         def install_platform_tweaks(self, _worker: Any) -> None:
+            # It warns of tickets acknowledged late, which none is here. Its logging turned the warning on a moment ago.
+            warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
             _listen(runtime)
+
+        ready_said = False
 
         def on_consumer_ready(self, consumer: Any) -> None:
             super().on_consumer_ready(consumer)
-            _say_ready(runtime, as_json=as_json)
+            if not self.ready_said:  # Celery says so again after every lost connection
+                self.ready_said = True
+                _say_ready(runtime, as_json=as_json)
 
         def emit_banner(self) -> None:
             pass
