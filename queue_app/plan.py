@@ -4,14 +4,14 @@ A plan reads the repository and the model's configuration; it writes nothing and
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.devices import ANY, GIB, TIERS_GIB, Device, queue_name, tier_for_need
 from backends.errors import ExitCode, ModelNotLoadable, RepotuneError
 from jobs.repository import Resolved, list_files, resolve, shown
-from jobs.spec import Config
+from jobs.spec import Config, InvalidSpec
 from queue_app.model_facts import ModelFacts, find_model_facts
 
 if TYPE_CHECKING:
@@ -85,13 +85,13 @@ def make_plan(request: Request) -> Plan:
 
     Raises:
         RepositoryError: the repository or the ref cannot be read.
+        InvalidSpec: a quantization that is not there yet.
         TooLarge: no tier holds the training.
     """
     source = resolve(request.repository, request.ref)
     files, size = _measure(source)
     model = request.config.model
-    facts = find_model_facts(model.name, model.revision)
-    needs = _needs(request, facts)
+    facts, needs = _needs(request, find_model_facts(model.name, model.revision))
     return Plan(
         name=request.name or repository_name(request.repository),
         source=source,
@@ -162,11 +162,20 @@ def _measure(source: Resolved) -> tuple[int | None, int | None]:
     return len(sizes), sum(max(size, 0) for size in sizes)
 
 
-def _needs(request: Request, facts: ModelFacts) -> tuple[Need, ...]:
-    if facts.config is None:
-        return ()
+def _needs(request: Request, facts: ModelFacts) -> tuple[ModelFacts, tuple[Need, ...]]:
+    """The need on each device; where the configuration tells no shape, none, and the facts with that problem."""
     devices = tuple(Device) if request.device == ANY else (Device(request.device),)
-    return tuple(_need(facts.config, request.config.for_device(device), device) for device in devices)
+    configs = {device: request.config.for_device(device) for device in devices}
+    for device, config in configs.items():
+        if config.quantization.kind == "int4":
+            raise InvalidSpec(f"quantization.kind: int4 is reserved and not there yet, on {device}: use int8 or nf4.")
+    if facts.config is None:
+        return facts, ()
+    try:
+        return facts, tuple(_need(facts.config, config, device) for device, config in configs.items())
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        problem = f"its configuration does not tell its shape ({str(error).rstrip('.')})"
+        return replace(facts, config=None, problem=problem, is_path=False), ()
 
 
 def _need(model_config: Mapping[str, Any], config: Config, device: Device) -> Need:

@@ -1,9 +1,13 @@
 """`--local`: a worker of our own, started, restarted once, stopped; two signals."""
 
+import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +21,8 @@ from queue_app.local_worker import LocalWorker, LocalWorkerFailed, last_lines
 from queue_app.records import NewJob, WorkerRecord, new_job_id
 from queue_app.settings import load_settings
 from queue_app.store import JobStore
+
+PROGRAMS = Path(sys.executable).parent
 
 
 @pytest.fixture
@@ -40,8 +46,6 @@ def tend_until(worker, condition, seconds=20):
 
 
 def a_worker(pid, queues=("cpu.8g",), host=None):
-    import socket
-
     return WorkerRecord(
         name="w",
         device="cpu",
@@ -160,3 +164,96 @@ def test_the_last_lines_of_a_log(tmp_path):
     (tmp_path / "log").write_text("a\nb\nc\n", encoding="utf-8")
     assert last_lines(tmp_path / "log", 2) == "  b\n  c"
     assert "cannot be read" in last_lines(tmp_path / "none")
+
+
+@pytest.fixture
+def local_place(tmp_path, monkeypatch):
+    """An own home and cache, a folder without a .env, one thread for torch."""
+    monkeypatch.setenv("REPOTUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("REPOTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    for name in ("REPOTUNE_BROKER_URL", "REPOTUNE_ARTIFACTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def start(local_place):
+    """Starts a program whose streams are read while it runs; what still runs in the end is ended."""
+    started = []
+
+    def start(name, *arguments):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen([PROGRAMS / name, *arguments], text=True, **pipes)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def local_flags(repository, model, *arguments):
+    settings = (
+        "dataset.sequence_length=64",
+        "optimization.accumulation=1",
+        "optimization.learning_rate=0.01",
+        "quantization.kind=none",
+        "training.epochs=50",
+    )
+    flags = [part for setting in settings for part in ("--set", setting)]
+    return ["--repo", repository, "--model", model, "--device", "cpu", "--local", "--json", *flags, *arguments]
+
+
+def read_until(stream, text):
+    """The first line that holds `text`; fails when the stream ends before."""
+    seen = []
+    for line in stream:
+        seen.append(line)
+        if text in line:
+            return line
+    pytest.fail(f"no {text!r} in:\n{''.join(seen)}")
+
+
+def job_now(job_id):
+    command = [PROGRAMS / "repotune", "show", job_id, "--local", "--json"]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+
+
+@pytest.mark.slow
+def test_a_repository_becomes_an_adapter_with_one_command(start, tiny_repository, tiny_model_folder):
+    process = start("submit-job", *local_flags(tiny_repository, tiny_model_folder, "--max-steps", "20"))
+    out, err = process.communicate(timeout=200)
+    told = json.loads(out.splitlines()[-1])
+    assert (process.returncode, told["state"]) == (0, "SUCCEEDED"), err
+    assert (Path(told["adapter"]) / "adapter_model.safetensors").is_file()
+    assert told["metrics"]["loss_after"] < told["metrics"]["loss_before"]
+    assert f"repotune pull {told['job']} --local --to my-adapter" in err
+    assert job_now(told["job"])["state"] == "SUCCEEDED"
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_a_checkpoint_and_retry_goes_on_from_it(start, tiny_repository, tiny_model_folder):
+    first = start("submit-job", *local_flags(tiny_repository, tiny_model_folder))
+    read_until(first.stderr, "tokens/s")
+    first.send_signal(signal.SIGINT)
+    out, err = first.communicate(timeout=200)
+    told = json.loads(out.splitlines()[-1])
+    assert (first.returncode, told["state"]) == (ExitCode.INTERRUPTED, "CANCELLED"), err
+    assert f"repotune retry {told['job']} --local" in err
+    reached = job_now(told["job"])["checkpoint"]["step"]
+
+    second = start("repotune", "retry", told["job"], "--local", "--json")
+    # Both attempts are told from the beginning: the second one comes after the second claim.
+    for _ in range(2):
+        read_until(second.stderr, "RUNNING on")
+    resumed_at = read_until(second.stderr, "tokens/s").partition("step ")[2].partition("/")[0]
+    assert int(resumed_at) > reached >= 1
+    second.send_signal(signal.SIGINT)
+    read_until(second.stderr, "Ctrl-C again")
+    second.send_signal(signal.SIGINT)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == ExitCode.INTERRUPTED
+    assert "Traceback" not in err
+    assert "Ended. Go on from the last checkpoint" in err

@@ -9,6 +9,7 @@ import pytest
 from backends.devices import Device, tier_for_need
 from jobs.config import load_config
 from jobs.repository import RepositoryError
+from jobs.spec import InvalidSpec
 from queue_app.gguf_header import NotGguf, read_gguf_header
 from queue_app.model_facts import find_model_facts
 from queue_app.plan import Request, TooLarge, dataset_queue, make_plan, repository_name
@@ -106,6 +107,19 @@ def test_an_unknown_model_takes_the_smallest_tier_and_says_so(tiny_repository, t
     assert plan.need_bytes == 0
     assert "has no config.json" in text_of(plan, [])
     assert "not known, so the smallest tier (2 GB) is asked for" in text_of(plan, [])
+
+
+@pytest.mark.parametrize("config", ['{"hidden_size": 8}', '{"hidden_size": "wide", "num_attention_heads": 0}'])
+def test_a_configuration_without_a_shape_is_not_a_defect(tiny_repository, tmp_path, config):
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    plan = a_plan(tiny_repository, "cpu", [f"model.name={tmp_path}"])
+    assert plan.needs == ()
+    assert "does not tell its shape" in text_of(plan, [])
+
+
+def test_a_quantization_that_is_not_there_yet_is_refused(tiny_repository):
+    with pytest.raises(InvalidSpec, match="int4 is reserved"):
+        a_plan(tiny_repository, "cuda", ["cuda.quantization.kind=int4"])
 
 
 def test_a_plan_says_that_no_worker_is_there(tiny_repository):
