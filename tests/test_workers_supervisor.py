@@ -128,12 +128,13 @@ def test_a_job_that_finished_while_it_was_asked_to_stop_is_done(runtime):
     assert [file.name for file in runtime.artifacts.fetch(record.result["artifact"]).glob("[!.]*")] == ["result.json"]
 
 
-def test_who_lost_a_job_writes_nothing_more(runtime):
+@pytest.mark.parametrize("end", [(Failed(cause="user_error", message="x"), None), (Stopped(step=3), Stop.PREEMPT)])
+def test_who_lost_a_job_writes_nothing_more(runtime, end):
     claim = claimed(runtime)
     supervisor = Supervisor(runtime, claim)
     supervisor._lease.desired = Desired.LOST
     before = runtime.store.get(claim.job_id)
-    supervisor._report(End(last=Failed(cause="user_error", message="x"), stop=None, exit_code=0, log=""))
+    supervisor._report(End(last=end[0], stop=end[1], exit_code=0, log=""))
     assert runtime.store.get(claim.job_id) == before
 
 
