@@ -271,17 +271,6 @@ def estimate(
     )
 
 
-def choose_checkpointing(model_config: Any, free_bytes: int, **settings: Any) -> bool:
-    """Whether activations must be computed again in the backward pass to stay within `free_bytes`.
-
-    Args:
-        model_config: As `estimate` takes it.
-        free_bytes: Device memory that the training may take.
-        settings: Of `estimate`, without `checkpointing`.
-    """
-    return estimate(model_config, checkpointing=False, **settings).total > free_bytes
-
-
 def _adapted(shape: Shape, target: str | Iterable[str]) -> tuple[Linear, ...]:
     # Experts are one tensor each and no linear layers: no adapter goes there.
     linears = tuple(linear for linear in shape.linears if linear.count == 1)

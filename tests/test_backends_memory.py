@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTBigCodeConfig, Lla
 
 from backends import memory
 from backends.contract import AdapterRequest, ModelRequest
-from backends.devices import GIB, Device
-from backends.memory import choose_checkpointing, estimate
+from backends.devices import Device
+from backends.memory import estimate
 from backends.registry import open_backend
 
 SIZES = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2}
@@ -144,12 +144,6 @@ def test_fewer_targets_need_less_and_unknown_ones_count_as_all():
     everything = estimate(STARCODER2_3B).adapters
     assert estimate(STARCODER2_3B, target=("q_proj", "self_attn.v_proj")).adapters < everything / 4
     assert estimate(STARCODER2_3B, target=("something",)).adapters == everything
-
-
-def test_activations_are_recomputed_only_where_they_would_not_fit():
-    settings = {"device": "cuda", "quantization": "nf4"}
-    assert choose_checkpointing(STARCODER2_3B, 8 * GIB, **settings)
-    assert not choose_checkpointing(STARCODER2_3B, 80 * GIB, **settings)
 
 
 def test_a_configuration_without_a_size_is_refused():

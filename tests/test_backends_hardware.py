@@ -1,0 +1,107 @@
+"""The policy of each device. CUDA and Metal are pretended here: their answers, never their arithmetic."""
+
+import pytest
+import torch
+
+from backends import hardware
+from backends.adapters import attach
+from backends.contract import AdapterRequest
+from backends.devices import Device
+from backends.errors import BackendUnavailable
+from backends.registry import open_backend
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "needs_scaler"),
+    [((7, 5), torch.float16, True), ((8, 0), torch.bfloat16, False), ((9, 0), torch.bfloat16, False)],
+)
+def test_turing_computes_in_fp16_with_a_scaler_and_ampere_in_bf16(monkeypatch, capability, dtype, needs_scaler):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: capability)
+    chosen = hardware.precision(Device.CUDA)
+    assert (chosen.dtype, chosen.needs_scaler) == (dtype, needs_scaler)
+    assert f"{capability[0]}.{capability[1]}" in chosen.reason
+
+
+def test_a_cpu_computes_in_fp32():
+    chosen = hardware.precision(Device.CPU)
+    assert (chosen.dtype, chosen.needs_scaler) == (torch.float32, False)
+
+
+def test_apple_gpus_compute_in_fp16_and_the_note_says_that_nobody_measured_it():
+    chosen = hardware.precision(Device.MPS)
+    assert (chosen.dtype, chosen.needs_scaler) == (torch.float16, True)
+    assert "not measured" in chosen.reason
+
+
+def test_metal_is_held_to_its_working_set(monkeypatch):
+    told = []
+    monkeypatch.setattr("torch.mps.set_per_process_memory_fraction", told.append)
+    hardware.prepare(Device.CPU)
+    assert told == []
+    hardware.prepare(Device.MPS)
+    assert told == [hardware.MPS_MEMORY_FRACTION]
+    assert 0 < told[0] <= 1
+
+
+def test_on_apple_gpus_all_dropout_is_off_and_that_is_said(monkeypatch, tiny_model_folder):
+    from backends import loading
+    from backends.contract import ModelRequest
+
+    asked = {}
+
+    def load_on_cpu(name, revision=None, *, dtype, device, quantization_config=None, dropout=True):
+        asked.update(device=device, dropout=dropout)
+        return real(name, revision, dtype=dtype, device="cpu", dropout=dropout)
+
+    real = loading.models.load_base
+    monkeypatch.setattr(loading.models, "load_base", load_on_cpu)
+    monkeypatch.setattr("torch.mps.set_per_process_memory_fraction", lambda _: None)
+    adapter = AdapterRequest(rank=2, alpha=4, dropout=0.1)
+    request = ModelRequest(name=str(tiny_model_folder), adapter=adapter, device=Device.MPS)
+    loaded = loading.load_model(request, hardware.precision(Device.MPS))
+    assert asked == {"device": "mps", "dropout": False}
+    assert loaded.model.peft_config["default"].lora_dropout == 0.0
+    rates = [module.p for module in loaded.model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert not any(rates)
+    assert any("dropout is 0" in note for note in loaded.notes)
+
+
+def test_memory_in_use_on_a_cpu_grows_with_what_is_held():
+    before = hardware.memory_in_use(Device.CPU)
+    held = torch.ones(64 * 1024 * 1024)
+    assert hardware.memory_in_use(Device.CPU) - before > held.numel() * 2
+
+
+def test_the_reserved_backend_and_an_unknown_one_are_sentences():
+    with pytest.raises(BackendUnavailable, match="int4 backend is not built yet"):
+        open_backend("int4", Device.CPU)
+    with pytest.raises(BackendUnavailable, match="no backend gptq"):
+        open_backend("gptq", Device.CPU)
+
+
+def test_without_bitsandbytes_nf4_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("backends.nf4.find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match=r"pip install 'repotune\[cuda\]'"):
+        open_backend("nf4", Device.CPU)
+
+
+def test_a_bitsandbytes_without_kernels_for_the_device_is_told(monkeypatch):
+    monkeypatch.setattr("bitsandbytes.supported_torch_devices", {"cuda"})
+    with pytest.raises(BackendUnavailable, match="no 4-bit weights on cpu"):
+        open_backend("nf4", Device.CPU)
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_nf4_on_a_cpu_computes_in_bf16_only_with_its_instructions(monkeypatch, has_bf16, dtype):
+    from backends import nf4
+
+    monkeypatch.setattr(nf4, "_cpu_has_bf16", lambda: has_bf16)
+    assert nf4._precision(Device.CPU).dtype is dtype
+
+
+def test_an_adapter_leaves_the_weights_of_its_base_alone(tiny_model_folder):
+    from backends.models import load_base
+
+    base = load_base(str(tiny_model_folder), dtype=torch.float16, device="cpu")
+    model = attach(base, AdapterRequest(rank=2, alpha=4), seed=1)
+    assert {p.dtype for name, p in model.named_parameters() if "lora_" not in name} == {torch.float16}
