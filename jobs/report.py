@@ -53,6 +53,7 @@ def write_report(output: Path, facts: Facts) -> Path:
         settings=_settings(facts.config),
         machine=_machine(facts.device),
         base_argument=_base_argument(facts.config),
+        title=_title(facts.config.model.name),
     )
     file = output / FILE
     replace_file(file, page.encode())
@@ -87,6 +88,11 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _title(model: str) -> str:
+    """A hub id as it is, the last part of a path."""
+    return Path(model).name if Path(model).is_absolute() or Path(model).suffix == ".gguf" else model
 
 
 def _base_argument(config: Config) -> str:

@@ -154,7 +154,8 @@ def _train_steps(run: _Run) -> None:
     )
     speed = Speed()
     _measure_if_due(run)
-    context.emit(StageStarted(stage="train", message=f"{order.total_steps - state.step} optimizer steps to go"))
+    left = max(0, order.total_steps - state.step)
+    context.emit(StageStarted(stage="train", message=f"{left} optimizer steps to go"))
     for numbers, position in order.steps_from(state.position):
         lr = rate.at(state.step + 1)
         step = _optimizer_step(run, [run.data.train[number] for number in numbers], lr)
