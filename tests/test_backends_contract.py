@@ -200,7 +200,7 @@ def test_packed_documents_do_not_see_each_other(loaded):
     rows = some_ids(rows=2, length=24)
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
     with torch.no_grad():
-        packed = model(input_ids=rows, position_ids=positions, use_cache=False).logits
+        packed = model(input_ids=rows, position_ids=positions).logits  # the loaded model has its cache off
         for row, (first, second) in enumerate(lengths):
             for start, length in ((0, first), (first, second)):
                 alone = model(input_ids=rows[row : row + 1, start : start + length], use_cache=False).logits[0]
