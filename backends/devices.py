@@ -24,9 +24,9 @@ class Device(StrEnum):
 ANY = "any"
 
 # The part of a tier's nominal memory that a job may count on.
-# mps: Metal's recommended working set is two thirds of an 8 GB machine; cuda: the driver and other contexts keep some;
+# mps: macOS keeps about 2.5 GiB of an 8 GiB machine; cuda: the driver and other contexts keep some;
 # cpu: the operating system and the worker itself live there too.
-USABLE_FRACTION = {Device.CUDA: 0.92, Device.MPS: 0.66, Device.CPU: 0.80}
+USABLE_FRACTION = {Device.CUDA: 0.92, Device.MPS: 0.68, Device.CPU: 0.80}
 
 
 @dataclass(frozen=True, kw_only=True)
