@@ -126,6 +126,23 @@ class ArtifactStore:
                     _trim(self._cache, self._cache_bytes)
         return _inside(entry, manifest)
 
+    def remove(self, path: str) -> None:
+        """Forget an artifact, its manifest first: what is left of it after a breakdown counts as absent.
+
+        Raises:
+            ArtifactError: the store does not answer. An artifact that is not there is no error.
+        """
+        path = _checked(path)
+        with self._reaching(path):
+            if self._folder is not None:
+                (self._folder / path / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(self._folder / path, ignore_errors=True)
+                return
+            file_system, root = self._remote
+            if file_system.exists(f"{root}/{path}/{MANIFEST}"):
+                file_system.rm_file(f"{root}/{path}/{MANIFEST}")
+                file_system.rm(f"{root}/{path}", recursive=True)
+
     def local_path(self, path: str) -> Path | None:
         """Where the artifact is on this machine's disk; None where it is elsewhere or does not exist."""
         path = _checked(path)

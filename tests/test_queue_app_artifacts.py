@@ -95,6 +95,15 @@ def test_the_artifact_does_not_change_with_the_files_it_was_made_from(store, fol
     assert content(store.fetch("a")) == before
 
 
+def test_a_removed_artifact_is_gone_and_its_neighbour_stays(store, folder):
+    store.put_folder(folder, "job/1/checkpoints/step-1")
+    store.put_folder(folder, "job/1/checkpoints/step-2")
+    store.remove("job/1/checkpoints/step-1")
+    store.remove("job/1/checkpoints/step-1")
+    assert not store.exists("job/1/checkpoints/step-1")
+    assert content(store.fetch("job/1/checkpoints/step-2")) == content(folder)
+
+
 def test_what_does_not_exist_is_said_not_to(store):
     assert not store.exists("a/b")
     store_dir_exists(store)

@@ -216,6 +216,32 @@ def test_a_checkpoint_arrives_even_when_the_trainer_removes_it_meanwhile(tmp_pat
     assert list((tmp_path / "staging").iterdir()) == []
 
 
+def test_the_artifact_store_keeps_as_many_checkpoints_as_the_trainer(runtime, tmp_path):
+    claim = claimed(runtime)
+    supervisor = Supervisor(runtime, claim)
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "state.json").write_text("{}")
+    for step in (1, 2, 3):
+        supervisor._upload_checkpoint(tmp_path / "step", step)
+    checkpoints = [f"{claim.job_id}/{claim.fence}/checkpoints/step-{step}" for step in (1, 2, 3)]
+    assert [runtime.artifacts.exists(checkpoint) for checkpoint in checkpoints] == [False, True, True]
+    assert runtime.store.get(claim.job_id).checkpoint == {"step": 3, "artifact": checkpoints[2]}
+
+
+def test_a_resumed_attempt_forgets_the_checkpoint_it_began_from_once_it_has_newer_ones(runtime, tmp_path):
+    first = claimed(runtime)
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "state.json").write_text("{}")
+    Supervisor(runtime, first)._upload_checkpoint(tmp_path / "step", 1)
+    runtime.store.requeue(first, Cause.PREEMPTED, "")
+    second = claim_again(runtime, first.job_id)
+    supervisor = Supervisor(runtime, second)
+    for step in (2, 3):
+        supervisor._upload_checkpoint(tmp_path / "step", step)
+    assert not runtime.artifacts.exists(f"{first.job_id}/{first.fence}/checkpoints/step-1")
+    assert runtime.artifacts.exists(f"{first.job_id}/{second.fence}/checkpoints/step-2")
+
+
 def test_linking_aside_leaves_out_what_is_named(tmp_path):
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
     (tmp_path / "a" / "file").write_text("x")

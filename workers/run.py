@@ -76,9 +76,10 @@ def run_training(
 
 
 def _wait_patiently() -> None:
-    """Let OpenMP's threads sleep while they wait for each other; heeded where torch is not loaded yet.
+    """Let OpenMP's threads spin only briefly while they wait for each other; heeded where torch is not loaded yet.
 
-    By default they spin. On a machine that does something else as well that costs three times the CPU seconds (forward
-    pass of 512 tokens in int8, 2 cores at load 6: 4 s against 12 s); on an idle one it makes no difference.
+    By default they spin on, which wastes CPU seconds on a machine that does something else as well; sleeping at once
+    (OMP_WAIT_POLICY=PASSIVE) is slow on an idle one. Measured by benchmarks/busy_machine.py.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -15,7 +15,7 @@ from typing import Any
 
 from backends.errors import ExitCode, RepotuneError
 from jobs.events import Event, Failed, Finished, Note, StageStarted, Stopped
-from jobs.spec import JobSpec, Kind
+from jobs.spec import Config, JobSpec, Kind
 from jobs.states import Cause, Desired, State
 from queue_app.records import Claim
 from workers.assignment import EVENTS, LOG, OUTPUT
@@ -48,6 +48,9 @@ class Supervisor:
         self._claim = claim
         self._workdir = runtime.workroot / claim.job_id
         self._lease = Lease(runtime.store, claim, runtime.settings.renew_seconds)
+        resumed = claim.record.checkpoint
+        #: Checkpoints in the artifact store that this attempt knows of, oldest first.
+        self._arrived: list[str] = [resumed["artifact"]] if resumed else []
 
     def run(self) -> None:
         """Run the attempt to its end and report it. Raises nothing that a ticket could be blamed for."""
@@ -115,9 +118,13 @@ class Supervisor:
         uploads.start()
         return relay, uploads
 
-    def _limits(self) -> Limits:
+    def _config(self) -> Config:
+        """The job's configuration as it holds on this machine."""
         spec = JobSpec.model_validate_json(self._claim.record.spec)
-        hours = spec.config.for_device(self._runtime.machine.device).training.max_wall_hours
+        return spec.config.for_device(self._runtime.machine.device)
+
+    def _limits(self) -> Limits:
+        hours = self._config().training.max_wall_hours
         settings = self._runtime.settings
         return Limits(
             wall_seconds=hours * 3600 if hours else float("inf"),
@@ -200,8 +207,7 @@ class Supervisor:
         spec = JobSpec.model_validate_json(record.spec)
         if spec.kind is not Kind.TRAINING:
             return 1
-        whole = spec.config.for_device(self._runtime.machine.device).optimization.micro_batch
-        return max(1, whole >> record.memory_halvings)
+        return max(1, self._config().optimization.micro_batch >> record.memory_halvings)
 
     def _died(self, end: End) -> None:
         """No last word: killed from outside, most often by the kernel for want of memory."""
@@ -255,7 +261,19 @@ class Supervisor:
         artifact = f"{self._claim.job_id}/{self._claim.fence}/checkpoints/step-{step}"
         self._runtime.artifacts.put_folder(folder, artifact)
         point = partial(self._runtime.store.checkpoint, self._claim, step, artifact)
-        self._runtime.insist(point, self._must_drop)
+        if self._runtime.insist(point, self._must_drop):
+            self._arrived = [*(known for known in self._arrived if known != artifact), artifact]
+            self._forget_old_checkpoints()
+
+    def _forget_old_checkpoints(self) -> None:
+        """Keep as many as the trainer does: a night of checkpoints would fill the artifact store."""
+        keep = self._config().output.keep_checkpoints
+        old, self._arrived = self._arrived[:-keep], self._arrived[-keep:]
+        for artifact in old:
+            try:
+                self._runtime.artifacts.remove(artifact)
+            except RepotuneError as error:
+                _log.warning("old checkpoint %s stays: %s", artifact, error)
 
 
 #: Stops that end the job: state, cause, sentence.
