@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from backends.devices import GIB
+from jobs.repository import shown
 from jobs.states import TERMINAL
 from queue_app.records import JobRecord, WorkerRecord
 
@@ -66,7 +67,7 @@ def job_lines(job: JobRecord, why: str) -> list[tuple[str, str]]:
         ("job", f"{job.id} ({job.kind}, {job.name})"),
         ("state", f"{job.state}{f' ({job.cause})' if job.cause else ''}"),
         ("why", why),
-        ("repository", f"{source['repository']} at {source['commit'][:12]}" if source else ""),
+        ("repository", f"{shown(source['repository'])} at {source['commit'][:12]}" if source else ""),
         ("model", spec["config"]["model"]["name"]),
         ("queue", f"{job.queue}, priority {job.priority}"),
         ("need", size_text(job.need_bytes) if job.need_bytes else "not known"),
@@ -128,7 +129,10 @@ def as_json(record: JobRecord | WorkerRecord) -> dict[str, Any]:
     if isinstance(record, WorkerRecord):
         return {"worker": data.pop("name"), **data}
     del data["claim_id"]
-    return {"job": data.pop("id"), **data, "spec": json.loads(record.spec)}
+    spec = json.loads(record.spec)
+    if spec.get("source"):
+        spec["source"]["repository"] = shown(spec["source"]["repository"])
+    return {"job": data.pop("id"), **data, "spec": spec}
 
 
 def number(value: Any) -> str:

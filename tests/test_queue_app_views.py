@@ -54,6 +54,23 @@ def invoke(*arguments):
     return result.stdout
 
 
+def test_a_token_in_the_address_of_a_repository_is_not_shown(store):
+    source = Source(repository="https://me:secret@host/code.git", commit="a" * 40)
+    spec = JobSpec(kind=Kind.DATASET, config=Config(), source=source)
+    (job,) = store.submit([new_job(kind="dataset", spec=spec.model_dump_json())])
+    for arguments in (("show", job.id), ("show", job.id, "--json"), ("jobs", "--json")):
+        told = invoke(*arguments)
+        assert "secret" not in told
+    assert "https://host/code.git" in told
+
+
+def test_the_schema_is_written_to_a_new_file_or_refused_in_a_sentence(tmp_path):
+    file = tmp_path / "schema.json"
+    assert json.loads(invoke("schema", "--output", str(file), "--json")) == {"output": str(file)}
+    result = CliRunner().invoke(repotune, ["schema", "--output", str(tmp_path / "nowhere" / "x")])
+    assert (result.exit_code, "cannot be written (No such file" in result.stderr) == (ExitCode.USAGE, True)
+
+
 def test_a_queued_job_without_workers_says_what_to_start(store):
     (job,) = store.submit([new_job()])
     assert explain(store, job) == (

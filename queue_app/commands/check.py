@@ -40,8 +40,8 @@ def validate(as_json: bool, **flags: object) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write to this new file instead of standard output.",
 )
-@click.option("--json", "_as_json", is_flag=True, help="Changes nothing: the schema is JSON already.")
-def schema(as_yaml: bool, output: Path | None, _as_json: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="With --output: say as JSON what was written.")
+def schema(as_yaml: bool, output: Path | None, as_json: bool) -> None:
     """Print the JSON schema of the configuration, for editors that complete and check YAML."""
     from jobs.config import default_text
     from jobs.spec import Config
@@ -55,4 +55,8 @@ def schema(as_yaml: bool, output: Path | None, _as_json: bool) -> None:
             file.write(text)
     except FileExistsError:
         raise click.UsageError(f"{output} exists already: remove it or name another file.") from None
-    click.echo(f"Wrote {output}.")
+    except OSError as error:
+        raise click.UsageError(f"{output} cannot be written ({error.strerror or error}).") from None
+    say(f"Wrote {output}.", as_json=as_json)
+    if as_json:
+        print_json({"output": str(output)})
