@@ -30,7 +30,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 from redis import exceptions
@@ -92,11 +91,9 @@ class StoreTimes:
 
 def without_password(url: str) -> str:
     """The URL as it may be shown: user, password and query left out."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "this address"
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = url.partition("://")
+    # A password may hold what ends a host: / ? #. Its end is the last @.
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 @contextmanager
@@ -235,6 +232,12 @@ class JobStore:
             newest = [self._redis.zrange(index, 0, limit - 1, desc=True, withscores=True) for index in indexes]
         pairs = sorted((pair for found in newest for pair in found), key=lambda pair: -pair[1])
         return self._records([pair[0] for pair in pairs[:limit]])
+
+    def by_key(self, idempotency_key: str) -> JobRecord | None:
+        """The job that was last created under this key, whatever became of it; None where there is none."""
+        with reaching(self._url):
+            job_id = self._redis.get(f"rt:idempotency:{idempotency_key}")
+        return next(iter(self._records([job_id])), None) if job_id else None
 
     def claim(self, job_id: str, attempt: int, worker: str, claim_id: str) -> Claim | None:
         """Take a QUEUED job; None when there is nothing to take.

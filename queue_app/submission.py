@@ -10,7 +10,7 @@ import json
 import secrets
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from queue_app.tickets import publish, ticket_of
 if TYPE_CHECKING:
     from queue_app.artifacts import ArtifactStore
     from queue_app.connection import Connection
+    from queue_app.store import JobStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,9 @@ def submit(request: Request, plan: Plan, connection: "Connection", artifacts: "A
     """
     connection.store.ping()
     bundle = carry(plan.source, artifacts, connection.settings.cache)
-    new = new_jobs(request, plan, bundle)
+    new_dataset, new_training = new_jobs(request, plan, bundle)
+    key = _key_of_whole(new_dataset.idempotency_key or "", connection.store, artifacts)
+    new = (replace(new_dataset, idempotency_key=key), new_training)
     records = connection.store.submit(new)
     dataset, training = records
     tickets = [ticket_of(job) for job in records if job.state == State.QUEUED]
@@ -134,6 +137,18 @@ def dataset_key(source: Source, config: Config) -> str:
         "model": config.model.model_dump(mode="json"),
     }
     return f"dataset-{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()}"
+
+
+def _key_of_whole(key: str, store: "JobStore", artifacts: "ArtifactStore") -> str:
+    """The key; one beside it, to build anew, where what was built under it is not in the artifact store (any more)."""
+    candidate, number = key, 1
+    while (known := store.by_key(candidate)) and known.state == State.SUCCEEDED:
+        artifact = known.result.get("artifact")
+        if artifact and artifacts.exists(artifact):
+            break
+        number += 1
+        candidate = f"{key}-{number}"
+    return candidate
 
 
 def _identity(repository: str) -> str:

@@ -725,6 +725,8 @@ def test_what_is_no_redis_url_is_one_sentence(url):
 def test_a_shown_url_has_no_password():
     assert without_password("rediss://u:p%40q@h:1/2?password=x") == "rediss://h:1/2"
     assert without_password("unix://u:p@/tmp/s?db=1") == "unix:///tmp/s"
+    for password in ("p/q", "p#q", "p?q", "p@q"):
+        assert without_password(f"redis://:{password}@h:1/2") == "redis://h:1/2"
 
 
 def test_scripts_survive_a_server_that_forgot_them(store):

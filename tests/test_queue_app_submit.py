@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,10 +116,28 @@ def test_one_key_is_one_job(store, tiny_repository):
     assert first == second
 
 
-def test_a_dataset_that_is_done_starts_the_training_at_once(store, redis_client, tiny_repository):
+def finish_dataset(store, place, job_id):
+    """As a worker does that built it."""
+    claim = store.claim(job_id, 1, "anna", new_claim_id())
+    (place / "built").mkdir(exist_ok=True)
+    ArtifactStore((place / "home" / "artifacts").as_uri(), place / "cache").put_folder(place / "built", f"{job_id}/1")
+    store.finish(claim, State.SUCCEEDED, result={"artifact": f"{job_id}/1"})
+
+
+def test_a_dataset_that_left_the_artifact_store_is_built_again_once(store, place, tiny_repository):
+    first = submitted("--repo", str(tiny_repository))["dataset_job"]
+    finish_dataset(store, place, first)
+    assert submitted("--repo", str(tiny_repository))["dataset_job"] == first
+    shutil.rmtree(place / "home" / "artifacts" / first)
+    second = submitted("--repo", str(tiny_repository))["dataset_job"]
+    assert second != first
+    finish_dataset(store, place, second)
+    assert submitted("--repo", str(tiny_repository))["dataset_job"] == second
+
+
+def test_a_dataset_that_is_done_starts_the_training_at_once(store, place, redis_client, tiny_repository):
     first = submitted("--repo", str(tiny_repository))
-    claim = store.claim(first["dataset_job"], 1, "anna", new_claim_id())
-    store.finish(claim, State.SUCCEEDED, result={"artifact": "a"})
+    finish_dataset(store, place, first["dataset_job"])
     redis_client.delete(*redis_client.scan_iter("any*"))
     second = submitted("--repo", str(tiny_repository))
     assert second["state"] == "QUEUED"
