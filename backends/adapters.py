@@ -36,7 +36,7 @@ def attach(model: Any, request: AdapterRequest, seed: int) -> Any:
         torch.manual_seed(seed)
         if request.resume_from is None:
             return _fresh(model, request)
-        return _resumed(model, request.resume_from)
+        return _resumed(model, request.resume_from, request.dropout)
 
 
 def _fresh(model: Any, request: AdapterRequest) -> Any:
@@ -62,13 +62,16 @@ def _fresh(model: Any, request: AdapterRequest) -> Any:
         ) from error
 
 
-def _resumed(model: Any, folder: Path) -> Any:
-    from peft import PeftModel
+def _resumed(model: Any, folder: Path, dropout: float) -> Any:
+    """The saved adapter with the dropout of this device: the one that it was saved with may be of another."""
+    from peft import PeftConfig, PeftModel
 
     if not (folder / "adapter_config.json").is_file():
         raise ModelNotLoadable(f"There is no adapter in {folder}: no adapter_config.json.")
     try:
-        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+        config = PeftConfig.from_pretrained(folder)
+        config.lora_dropout = dropout
+        return PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ModelNotLoadable(f"The adapter in {folder} does not fit this model: {first_line(error)}") from error
 

@@ -15,6 +15,17 @@ MPS_MEMORY_FRACTION = 0.95
 #: First NVIDIA generation (compute capability) whose tensor cores multiply bf16: Ampere.
 AMPERE = (8, 0)
 
+#: What torch says when memory ran out, in lower case; only cuda has a type of its own for it.
+_OUT_OF_MEMORY = (
+    "mps backend out of memory",
+    "cuda out of memory",
+    "cuda error: out of memory",
+    "cublas_status_alloc_failed",
+    "can't allocate memory",  # DefaultCPUAllocator on Linux and macOS
+    "not enough memory",  # elsewhere
+    "cannot allocate memory",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
@@ -86,3 +97,13 @@ def memory_in_use(device: Device) -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch means that memory ran out."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return any(sign in text for sign in _OUT_OF_MEMORY)

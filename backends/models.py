@@ -16,6 +16,7 @@ from typing import Any
 from backends import gguf_cache
 from backends.errors import ModelNotLoadable
 from backends.gguf_cache import first_line
+from backends.hardware import is_out_of_memory
 
 #: What a hub id looks like; any other name is a path.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -151,8 +152,8 @@ def load_base(
             _raise_if_out_of_memory(error)
             raise ModelNotLoadable(f"The weights of {name} cannot be loaded: {first_line(error)}") from error
     _check_complete(name, loading)
-    # PEFT writes this name into adapters: the id people know, not the hub's cache folder.
-    model.name_or_path = model_folder(name, revision)
+    # PEFT writes this name into adapters: the one people know, not a folder of this machine's cache.
+    model.name_or_path = name
     return model
 
 
@@ -237,9 +238,7 @@ def _check_complete(name: str, loading: dict[str, Any]) -> None:
 
 def _raise_if_out_of_memory(error: Exception) -> None:
     """Let a lack of device memory through: it says nothing about the model, and the caller knows what to do."""
-    import torch
-
-    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+    if is_out_of_memory(error):
         raise error
 
 

@@ -22,9 +22,12 @@ def save_adapter(model: Any, folder: Path, config: Config) -> None:
 
 
 def publish_adapter(model: Any, folder: Path, config: Config) -> None:
-    """Save the adapter so that `folder` is the old adapter or the new one, whole."""
-    beside = folder.with_name(f".{folder.name}.new")
+    """Save the adapter so that `folder` never holds a part of one: the old one gives way to the new one."""
+    beside, old = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
     shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     save_adapter(model, beside, config)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
     beside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

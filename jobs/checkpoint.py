@@ -37,6 +37,8 @@ class DiskFull(RepotuneError):
 def save(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
     """Publish `folder/step-N` with the files that `write(path)` makes, then remove all but the newest `keep`.
 
+    Checkpoints of later steps go too: they are damaged, or of a course that was given up by resuming before them.
+
     Raises:
         DiskFull: no room; the checkpoints that were there before are untouched.
     """
@@ -53,7 +55,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> P
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    _prune(folder, keep)
+    _prune(folder, step, keep)
     return target
 
 
@@ -193,8 +195,10 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for path in steps(folder)[:-keep]:
+def _prune(folder: Path, step: int, keep: int) -> None:
+    found = steps(folder)
+    later = [path for path in found if (step_of(path) or 0) > step]
+    for path in later + found[: len(found) - len(later)][:-keep]:
         # Without its manifest a half removed checkpoint cannot pass for a whole one.
         (path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)

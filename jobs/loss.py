@@ -78,9 +78,7 @@ def _chunked(head: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Te
     for chunk, labels in zip(states.split(CHUNK), targets.split(CHUNK), strict=True):
         if torch.is_grad_enabled():
             # The chunk's logits are dropped and computed again in the backward pass.
-            total = total + checkpoint(
-                _cross_entropy, head, chunk, labels, use_reentrant=False, preserve_rng_state=False
-            )
+            total = total + checkpoint(_cross_entropy, head, chunk, labels, use_reentrant=False)
         else:
             total = total + _cross_entropy(head, chunk, labels)
     return total

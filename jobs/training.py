@@ -23,6 +23,7 @@ from accelerate.state import AcceleratorState
 from backends.contract import AdapterRequest, Backend, LoadedModel, ModelRequest
 from backends.devices import Device
 from backends.errors import BackendUnavailable, RepotuneError
+from backends.hardware import is_out_of_memory
 from jobs import checkpoint, report, snapshot
 from jobs.activations import choose_checkpointing
 from jobs.adapter import publish_adapter
@@ -126,7 +127,7 @@ def train(  # noqa: PLR0917 - callers name them
     """
     with _errors_as_sentences(context.output):
         _refuse_existing(context.output, resume_from)
-        context.output.mkdir(parents=True, exist_ok=True)
+        _make_folder(context.output)
         data = open_dataset(dataset)
         identity = Identity.of(config, data.manifest)
         known = _find_snapshot(resume_from, identity, context) if resume_from else None
@@ -333,6 +334,15 @@ def _refuse_existing(output: Path, resume_from: Path | None) -> None:
         raise OutputExists(f"{output} holds checkpoints of a run: resume to go on, or choose another output folder.")
 
 
+def _make_folder(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise InvalidSpec(
+            f"{output} cannot be made a folder ({error.strerror}): choose another output folder."
+        ) from error
+
+
 def _measure_if_due(run: _Run) -> None:
     """Held-out loss before the first step, after the last, and every so many steps between."""
     state, every = run.state, run.config.training.evaluate_every_steps
@@ -357,8 +367,10 @@ def _measure_if_due(run: _Run) -> None:
         step=state.step,
         on_progress=on_progress,
     )
-    if not math.isfinite(measured.loss):
-        raise Diverged(f"The held-out loss after {state.step} steps is not a number: {_REMEDY}")
+    if not math.isfinite(measured.perplexity):
+        raise Diverged(
+            f"The held-out loss after {state.step} steps is no usable number ({measured.loss:.0f}): {_REMEDY}"
+        )
     state.measurements.append(measured)
     run.context.emit(
         Evaluated(step=state.step, loss=measured.loss, perplexity=measured.perplexity, tokens=measured.tokens)
@@ -480,22 +492,3 @@ def _errors_as_sentences(output: Path) -> Iterator[None]:
             "The device ran out of memory: lower optimization.micro_batch or dataset.sequence_length, set "
             "training.gradient_checkpointing to on, or use a machine with more memory."
         ) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch means that memory ran out; only cuda has a type of its own for it."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return any(sign in text for sign in _OUT_OF_MEMORY)
-
-
-_OUT_OF_MEMORY = (
-    "mps backend out of memory",
-    "cuda out of memory",
-    "cuda error: out of memory",
-    "cublas_status_alloc_failed",
-    "can't allocate memory",  # DefaultCPUAllocator on Linux and macOS
-    "not enough memory",  # elsewhere
-    "cannot allocate memory",
-)

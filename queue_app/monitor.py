@@ -2,7 +2,6 @@
 
 import ipaddress
 import json
-import os
 import secrets
 import signal
 import sys
@@ -16,6 +15,7 @@ from flower.urls import settings as flower_settings
 from backends.errors import ExitCode, RepotuneError
 from queue_app.celery_app import make_app
 from queue_app.connection import connect
+from queue_app.settings import load_settings
 
 AUTH_VARIABLE = "REPOTUNE_MONITOR_AUTH"
 
@@ -43,7 +43,7 @@ def serve(address: str, port: int, *, local: bool, as_json: bool) -> None:
         MonitorRefused: no password of one's own for an address that others reach, or the port is taken.
         StoreUnreachable: the broker does not answer.
     """
-    login = read_login(os.environ.get(AUTH_VARIABLE, ""), address)
+    login = read_login(load_settings().monitor_auth, address)
     connection = connect(local=local)
     connection.store.ping()
     dashboard = make_dashboard(connection.settings.broker_url, address, port, login)

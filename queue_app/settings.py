@@ -47,6 +47,7 @@ class Settings(BaseSettings):
         description="Where bundles, datasets, checkpoints and adapters go: any fsspec URL, or a folder. "
         "Empty means the folder `artifacts` in REPOTUNE_HOME.",
     )
+    monitor_auth: str = Field("", repr=False, description="Login of the dashboard, user:password.")
     cache_gigabytes: float = Field(20, gt=0, description="Artifacts in the cache at most, GB; oldest use goes first.")
     lease_seconds: float = Field(45, gt=0, description="A running job unheard of for so long becomes SUSPECT.")
     suspect_seconds: float = Field(15, ge=0, description="A SUSPECT job goes back to the queue after so long.")

@@ -169,3 +169,12 @@ def test_autocast_does_not_change_the_type_of_products():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x)
     assert torch.equal(y, layer(x))
+
+
+def test_a_layer_can_be_trained_through_after_it_ran_in_inference_mode():
+    layer = Int8Linear.from_linear(nn.Linear(640, 900))
+    with torch.inference_mode():
+        layer(torch.ones(2, 640))
+    x = torch.ones(2, 640, requires_grad=True)
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.dequantize().sum(dim=0).expand(2, -1))

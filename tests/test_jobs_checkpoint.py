@@ -158,3 +158,11 @@ def test_a_limit_on_file_size_is_told_like_a_full_disk(tmp_path, write):
     )
     assert "No room left" in done.stdout, done.stderr
     assert names(tmp_path) == []
+
+
+def test_checkpoints_of_a_course_that_was_given_up_go_and_the_new_one_stays(tmp_path):
+    for step in (10, 20, 30):
+        save(tmp_path, step, write_something, keep=3)
+    path = save(tmp_path, 15, write_something, keep=1)
+    assert names(tmp_path) == ["step-15"]
+    verify(path)

@@ -64,6 +64,35 @@ def test_packed_documents_have_the_loss_they_have_alone(model):
     assert loss_of(model, [packed]) == pytest.approx(sum(loss_of(model, [row]) for row in alone), abs=1e-4)
 
 
+def test_an_adapter_on_the_head_sees_one_dropout_mask_in_both_passes():
+    config = Starcoder2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    request = AdapterRequest(rank=4, alpha=8, dropout=0.5, target_modules=("lm_head",))
+    model = attach(Starcoder2ForCausalLM(config), request, seed=17)
+    loss, batch = NextTokenLoss.of(model, CPU), make_batch([row_of(12)], CPU)
+    (weight,) = [parameter for name, parameter in model.named_parameters() if "lora_B" in name]
+    gradients = []
+    for total in (loss, lambda batch: logits_loss(model, batch)):
+        torch.manual_seed(3)
+        gradients.append(torch.autograd.grad(total(batch), weight)[0])
+    torch.testing.assert_close(*gradients)
+
+
+def logits_loss(model, batch):
+    logits = model(input_ids=batch.ids, position_ids=batch.position_ids, use_cache=False).logits
+    targets = batch.labels[:, 1:].flatten()
+    return torch.nn.functional.cross_entropy(logits[0, :-1], targets, ignore_index=-100, reduction="sum")
+
+
 def test_documents_are_alone_in_every_row_of_a_micro_batch(model):
     rows = [row_of(20, 12, seed=1), row_of(4, 10, 18, seed=2), row_of(32, seed=3)]
     together = loss_of(model, rows)

@@ -323,6 +323,12 @@ def test_an_existing_adapter_or_unfinished_run_is_never_overwritten(tmp_path, da
         run(tmp_path, make_config(model_folder), dataset)
 
 
+def test_an_output_that_is_a_file_is_a_sentence(tmp_path, dataset, model_folder):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InvalidSpec, match="choose another output"):
+        run(tmp_path / "file", make_config(model_folder), dataset)
+
+
 def test_checkpoints_follow_the_clock_and_only_the_newest_are_kept(tmp_path, dataset, model_folder):
     config = make_config(model_folder, training__checkpoint_every_steps=1000, training__checkpoint_every_minutes=1e-9)
     recorder = Recorder()

@@ -105,6 +105,16 @@ def test_a_taken_port_is_a_sentence(valkey_url):
     assert f"127.0.0.1:{port} cannot be listened on" in done.stderr
 
 
+def test_the_login_may_stand_in_the_file_of_settings(valkey_url, tmp_path):
+    (tmp_path / ".env").write_text("REPOTUNE_MONITOR_AUTH=half\n")
+    environment = os.environ | {"REPOTUNE_BROKER_URL": valkey_url}
+    environment.pop("REPOTUNE_MONITOR_AUTH", None)
+    done = subprocess.run(
+        [REPOTUNE, "monitor"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr.count("REPOTUNE_MONITOR_AUTH is not of the form user:password")) == (2, 1)
+
+
 def test_an_address_that_others_reach_needs_a_password_of_ones_own():
     with pytest.raises(MonitorRefused, match=r"Others can reach 0\.0\.0\.0"):
         read_login("", "0.0.0.0")  # noqa: S104

@@ -97,7 +97,8 @@ class _Scratch(threading.local):
             return torch.empty(rows, columns, dtype=dtype, device=like.device)
         buffer = self.buffers.get(dtype)
         if buffer is None or buffer.numel() < rows * columns:
-            buffer = self.buffers[dtype] = torch.empty(rows * columns, dtype=dtype)
+            with torch.inference_mode(mode=False):  # a tensor made inside that mode cannot be written to outside
+                buffer = self.buffers[dtype] = torch.empty(rows * columns, dtype=dtype)
         return buffer[: rows * columns].view(rows, columns)
 
 
