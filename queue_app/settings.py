@@ -93,6 +93,8 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise InvalidSettings(_sentence(error)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"The file .env in this folder cannot be read ({type(error).__name__}).") from None
 
 
 def _sentence(error: ValidationError) -> str:

@@ -53,6 +53,12 @@ def test_a_wrong_variable_is_named_and_its_value_is_not_shown(monkeypatch, name,
     assert caught.value.exit_code == ExitCode.USAGE
 
 
+def test_a_file_that_is_no_text_is_a_sentence(tmp_path):
+    (tmp_path / ".env").write_bytes(b"\xff\xfe=1")
+    with pytest.raises(InvalidSettings, match=r"\.env in this folder cannot be read"):
+        load_settings()
+
+
 def test_a_password_is_not_shown_with_the_settings():
     assert "secret" not in repr(load_settings(broker_url="redis://:secret@h:1/0", artifacts="sftp://u:secret@h/x"))
 
