@@ -8,12 +8,25 @@ from collections.abc import Callable, Iterable
 
 
 def matcher(globs: Iterable[str]) -> Callable[[str], bool]:
-    """A function that tells whether a path, or a folder it lies in, matches one of the globs."""
-    patterns = [_pattern(glob) for glob in globs]
+    """A function that tells whether a path, or a folder it lies in, matches one of the globs.
+
+    Raises:
+        ValueError: one of them is no glob.
+    """
+    patterns = [_checked(glob) for glob in globs]
     if not patterns:
         return lambda _path: False
     whole = re.compile("|".join(patterns), re.DOTALL)
     return lambda path: whole.fullmatch(path) is not None
+
+
+def _checked(glob: str) -> str:
+    pattern = _pattern(glob)
+    try:
+        re.compile(pattern)
+    except re.error:
+        raise ValueError(f"{glob!r} is no glob: its set in [ ] is empty or runs backwards") from None
+    return pattern
 
 
 def _pattern(glob: str) -> str:

@@ -7,10 +7,19 @@
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, create_model, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    create_model,
+    model_serializer,
+)
 
 from backends.devices import Device
 from backends.errors import ExitCode, RepotuneError
+from jobs.globs import matcher
 
 
 class InvalidSpec(RepotuneError):
@@ -61,11 +70,20 @@ class LoraSection(Section):
     rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) instead (rank-stabilised LoRA).")
 
 
+def _readable(globs: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what is no glob when the configuration is read, not when the dataset is built."""
+    matcher(globs)
+    return globs
+
+
+Globs = Annotated[tuple[str, ...], AfterValidator(_readable)]
+
+
 class DatasetSection(Section):
     """What of the repository is learned, and in which shape."""
 
-    include: tuple[str, ...] = Field((), description="Globs of paths to take; empty means all text files.")
-    exclude: tuple[str, ...] = Field((), description="Globs of paths to leave out.")
+    include: Globs = Field((), description="Globs of paths to take; empty means all text files.")
+    exclude: Globs = Field((), description="Globs of paths to leave out.")
     sequence_length: int = Field(1024, ge=16, le=131072, description="Tokens of every packed row.")
     max_file_bytes: int = Field(1_000_000, ge=1, description="Larger files are left out.")
     held_out: float = Field(

@@ -101,3 +101,10 @@ def test_a_spec_comes_back_equal_from_its_json():
     assert again.config.for_device(Device.MPS) == spec.config.for_device(Device.MPS)
     assert again.config.for_device(Device.MPS).lora.rank == 8
     assert again.dataset_job == "data-1"
+
+
+@pytest.mark.parametrize("key", ["dataset.include", "dataset.exclude", "cpu.dataset.exclude"])
+@pytest.mark.parametrize("glob", ["[]", "[z-a]"])
+def test_what_is_no_glob_is_refused_by_its_key(key, glob):
+    with pytest.raises(InvalidSpec, match=rf"{key}.*is no glob"):
+        load_config(settings=[f"{key}=['{glob}']"])
