@@ -52,7 +52,7 @@ def test_links_between_pages_lead_somewhere(page):
 
 def test_the_commands_that_the_readme_types_exist(generator):
     text = (ROOT / "README.md").read_text()
-    typed = set(re.findall(r"^\$ (?:\.venv/bin/)?repotune ([a-z]+)", text, re.M))
+    typed = set(re.findall(r"^\$ (?:\.venv/bin/)?repotune ([a-z]+)", text, re.MULTILINE))
     assert typed
     assert typed <= set(generator.command_names())
 
@@ -75,7 +75,7 @@ def test_compose_gives_the_queue_a_password_persistence_and_no_eviction():
 
 def test_the_roles_that_compose_builds_are_stages_of_the_dockerfile():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    stages = set(re.findall(r"^FROM \S+ AS (\w+)", (ROOT / "Dockerfile").read_text(), re.M))
+    stages = set(re.findall(r"^FROM \S+ AS (\w+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
     assert {service["build"]["target"] for service in services.values() if "build" in service} <= stages
 
 
@@ -84,4 +84,4 @@ def test_settings_named_in_the_example_environment_exist():
 
     known = {f"REPOTUNE_{name.upper()}" for name in Settings.model_fields} | {"REDIS_PASSWORD"}
     text = (ROOT / ".env.example").read_text()
-    assert set(re.findall(r"^(?:# )?([A-Z_]+)=", text, re.M)) <= known
+    assert set(re.findall(r"^(?:# )?([A-Z_]+)=", text, re.MULTILINE)) <= known

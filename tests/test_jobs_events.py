@@ -38,5 +38,5 @@ def test_fields_of_a_newer_job_are_dropped():
 
 @pytest.mark.parametrize("line", ["", "{", "[]", "3", '{"event":"party"}', '{"event":"note"}'])
 def test_rubbish_is_a_value_error(line):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         event_from_json(line)
