@@ -26,9 +26,9 @@ def help_of(*words: str) -> str:
     """What `repotune WORDS --help` prints on a terminal 100 columns wide."""
     import click
 
-    from queue_app.cli import program
+    from queue_app.cli import repotune
 
-    command: click.Command = program
+    command: click.Command = repotune
     context = click.Context(command, info_name="repotune", terminal_width=100, max_content_width=100)
     for word in words:
         assert isinstance(command, click.Group)  # noqa: S101
@@ -43,9 +43,9 @@ def command_names() -> list[str]:
     """Every command of the program, in the order its help lists them."""
     import click
 
-    from queue_app.cli import program
+    from queue_app.cli import repotune
 
-    return program.list_commands(click.Context(program))
+    return repotune.list_commands(click.Context(repotune))
 
 
 def _commands() -> str:

@@ -91,7 +91,7 @@ class DatasetSection(Section):
     )
     fim_rate: float = Field(0.5, ge=0, le=1, description="Share of samples turned into fill-in-the-middle.")
     fim_spm_rate: float = Field(0.5, ge=0, le=1, description="Share of those in suffix-prefix-middle order.")
-    seed: int = Field(17, ge=0, description="Seed of the split and of the fill-in-the-middle cuts.")
+    seed: int = Field(17, ge=0, lt=2**32, description="Seed of the split and of the fill-in-the-middle cuts.")
 
 
 class OptimizationSection(Section):
@@ -121,7 +121,7 @@ class TrainingSection(Section):
         "auto", description="Recompute activations in the backward pass; auto lets the memory model decide."
     )
     max_wall_hours: float | None = Field(None, gt=0, description="The job fails after so many hours; null means never.")
-    seed: int = Field(17, ge=0, description="Seed of adapter, shuffling and dropout.")
+    seed: int = Field(17, ge=0, lt=2**32, description="Seed of adapter, shuffling and dropout.")
 
 
 class OutputSection(Section):

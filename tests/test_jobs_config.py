@@ -62,6 +62,7 @@ def test_set_reaches_a_device_section():
         ("lora:\n  rank: -1\n", "line 2: lora.rank: input should be greater than or equal to 1, not -1"),
         ("quantization:\n  kind: int7\n", "line 2: quantization.kind: input should be 'int8', 'int4', 'nf4' or 'none'"),
         ("cuda:\n  lora:\n    rank: 0\n", "line 3: cuda.lora.rank: input should be greater"),
+        ("training:\n  seed: 4294967296\n", "line 2: training.seed: input should be less than 4294967296"),
         ("cuda:\n  lora:\n    rnk: 1\n", "line 3: cuda.lora.rnk: unknown key; allowed here: alpha"),
         ("speed: 11\n", "line 1: speed: unknown key; allowed here: cpu, cuda, dataset"),
         ("lora: 3\n", "line 1: lora: "),

@@ -92,7 +92,7 @@ def _environment(cache: Path) -> dict[str, str]:
 
     Converted models go to the worker's `cache`, which its `.env` may have named.
     """
-    secret = ("REPOTUNE_BROKER", "REPOTUNE_ARTIFACTS", "REDIS_")
+    secret = ("REPOTUNE_BROKER", "REPOTUNE_ARTIFACTS", "REPOTUNE_MONITOR", "REDIS_", "AWS_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(secret)}
     return kept | {
         "REPOTUNE_CACHE": str(cache),

@@ -9,6 +9,7 @@ from typing import Any
 
 from backends.devices import Device
 from jobs.context import JobContext
+from jobs.events import StageStarted
 from jobs.spec import Config, InvalidSpec, JobSpec, Kind, Source
 from workers.assignment import Assignment
 
@@ -44,6 +45,8 @@ def run_dataset(git_dir: Path, source: Source, config: Config, context: JobConte
     from backends.models import load_tokenizer
     from jobs.dataset import build_dataset
 
+    # A .gguf file is converted here once, which takes most of a minute.
+    context.emit(StageStarted(stage="load tokenizer", message=config.model.name))
     tokenizer = load_tokenizer(config.model.name, config.model.revision)
     return build_dataset(git_dir, source, config, tokenizer, context)
 
