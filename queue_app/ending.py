@@ -1,5 +1,7 @@
 """How a job ended: its exit code, its lines for people, its JSON."""
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +72,27 @@ def say_result(job: JobRecord, settings: Settings, *, local: bool, to_stderr: bo
 def next_commands(job: JobRecord, *, local: bool) -> list[str]:
     """Commands worth a try now."""
     flag = " --local" if local else ""
+    repotune, submit_job = typed("repotune"), typed("submit-job")
     if job.state != State.SUCCEEDED:
         culprit = job.depends_on if job.cause == Cause.DEPENDENCY_FAILED else job.id
-        return [f"repotune logs {culprit}{flag}", f"repotune retry {job.id}{flag}"]
+        return [f"{repotune} logs {culprit}{flag}", f"{repotune} retry {job.id}{flag}"]
     if "adapter" not in job.result:
-        return [f"repotune show {job.id}{flag}"]
+        return [f"{repotune} show {job.id}{flag}"]
     return [
-        f"repotune show {job.id}{flag}",
-        f"repotune pull {job.id}{flag} --to my-adapter",
-        f"submit-job --repo path/to/your/repository{flag}",
+        f"{repotune} show {job.id}{flag}",
+        f"{repotune} pull {job.id}{flag} --to my-adapter",
+        f"{submit_job} --repo path/to/your/repository{flag}",
     ]
+
+
+def typed(program: str) -> str:
+    """How to type one of our programs here: by its name where PATH leads to it, else by its path."""
+    beside = Path(sys.argv[0]).with_name(program)
+    found = shutil.which(program)
+    if not beside.is_file() or (found and beside.samefile(found)):
+        return program
+    beside = beside.absolute()
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 def places(job: JobRecord, settings: Settings) -> list[tuple[str, str]]:

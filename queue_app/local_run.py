@@ -10,6 +10,7 @@ import click
 
 from jobs.states import TERMINAL
 from queue_app.connection import Connection
+from queue_app.ending import typed
 from queue_app.follow import Event, View, follow_pipeline
 from queue_app.interrupts import Interrupts
 from queue_app.local_worker import LocalWorker
@@ -44,7 +45,7 @@ def run_locally(connection: Connection, job_id: str, view: View) -> tuple[JobRec
             worker.stop()
         except KeyboardInterrupt:
             worker.leave_now()
-            click.echo(f"Ended. Go on from the last checkpoint: repotune retry {job_id} --local", err=True)
+            click.echo(f"Ended. Go on from the last checkpoint: {typed('repotune')} retry {job_id} --local", err=True)
             raise
         except BaseException:
             with contextlib.suppress(StoreUnreachable):

@@ -11,6 +11,7 @@ from jobs.spec import Config, JobSpec, Kind, Source
 from jobs.states import Cause, State
 from queue_app import tables
 from queue_app.cli import repotune
+from queue_app.ending import typed
 from queue_app.explanation import explain
 from queue_app.records import NewJob, WorkerRecord, new_claim_id, new_job_id
 from queue_app.store import JobNotFound, JobStore
@@ -221,3 +222,15 @@ def test_bytes_are_told_in_their_unit(size, text):
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_durations_are_told_in_their_unit(seconds, text):
     assert tables.duration(seconds) == text
+
+
+def test_a_program_is_named_by_its_path_where_the_shell_would_not_find_it(tmp_path, monkeypatch):
+    script = tmp_path / "bin" / "repotune"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "bin" / "submit-job")])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert typed("repotune") == "bin/repotune"
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert typed("repotune") == "repotune"
