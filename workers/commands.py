@@ -58,9 +58,9 @@ def worker(device: str | None, name: str | None, memory_gib: float | None, local
     from queue_app.connection import connect
     from workers.machine import describe, find_machine
 
+    machine = find_machine(Device(device) if device else None, memory_gib)
     connection = connect(local=local)
     connection.store.ping()
-    machine = find_machine(Device(device) if device else None, memory_gib)
     say(describe(machine), as_json=as_json)
     from workers.worker import serve
 
