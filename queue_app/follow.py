@@ -140,10 +140,10 @@ class PlainView:
         click.echo(f"{job.id}  {text}", err=self._to_stderr)
 
 
-class BarView:
+class StageBar:
     """A progress bar of the present stage; all else as lines above it."""
 
-    def __init__(self, *, to_stderr: bool = False) -> None:
+    def __init__(self, description: str, *, to_stderr: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -155,34 +155,54 @@ class BarView:
             console=Console(stderr=to_stderr, highlight=False),
             transient=True,
         )
-        self._task = self._bar.add_task("waiting", total=None, detail="")
+        self._task = self._bar.add_task(description, total=None, detail="")
         self._bar.start()
 
-    def show(self, job: JobRecord, event: Event) -> None:
+    def show(self, event: Event, prefix: str = "") -> None:
         """Move the bar, or print a line above it."""
         text = describe(event) or ""
         match event.get("event"):
             case "step":
-                self._move("train", event.get("step"), event.get("total_steps"), text.partition("  ")[2])
+                self.move("train", event.get("step"), event.get("total_steps"), text.partition("  ")[2])
             case "progress":
-                self._move(str(event.get("stage")), event.get("done"), event.get("total"), text.partition("  ")[2])
+                self.move(str(event.get("stage")), event.get("done"), event.get("total"), text.partition("  ")[2])
             case "stage":
-                self._move(str(event.get("stage")), 0, None, str(event.get("message", "")))
+                self.move(str(event.get("stage")), 0, None, str(event.get("message", "")))
             case _ if text:
-                self._bar.console.print(f"{job.id}  {text}", markup=False)
+                self.say(f"{prefix}{text}")
 
-    def wait(self, job: JobRecord, why: str) -> None:
-        """Print why the job waits, above the bar."""
-        self._move(job.state.lower(), 0, None, "")
-        if why:
-            self._bar.console.print(f"{job.id}  {why}", markup=False)
+    def move(self, stage: str, done: Any, total: Any, detail: str) -> None:
+        """Say how far which stage is; a total of None is not known."""
+        self._bar.update(self._task, description=stage, completed=float(done or 0), total=total, detail=detail)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._bar.console.print(line, markup=False)
 
     def close(self) -> None:
         """Take the bar away."""
         self._bar.stop()
 
-    def _move(self, stage: str, done: Any, total: Any, detail: str) -> None:
-        self._bar.update(self._task, description=stage, completed=float(done or 0), total=total, detail=detail)
+
+class BarView:
+    """A progress bar for the jobs that are followed."""
+
+    def __init__(self, *, to_stderr: bool = False) -> None:
+        self._bar = StageBar("waiting", to_stderr=to_stderr)
+
+    def show(self, job: JobRecord, event: Event) -> None:
+        """Move the bar, or print a line above it."""
+        self._bar.show(event, f"{job.id}  ")
+
+    def wait(self, job: JobRecord, why: str) -> None:
+        """Print why the job waits, above the bar."""
+        self._bar.move(job.state.lower(), 0, None, "")
+        if why:
+            self._bar.say(f"{job.id}  {why}")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
 
 
 def describe(event: Event) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import click
 
 from jobs.events import Event
-from queue_app.follow import PLAIN_SECONDS, describe, is_last
+from queue_app.follow import PLAIN_SECONDS, StageBar, describe, is_last
 
 
 class Display(Protocol):
@@ -61,41 +61,15 @@ class BarDisplay:
     """A progress bar of the present stage; all else as lines above it."""
 
     def __init__(self, *, to_stderr: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.fields[detail]}", markup=False),
-            console=Console(stderr=to_stderr, highlight=False),
-            transient=True,
-        )
-        self._task = self._bar.add_task("starting", total=None, detail="")
-        self._bar.start()
+        self._bar = StageBar("starting", to_stderr=to_stderr)
 
     def show(self, event: Event) -> None:
         """Move the bar, or print a line above it."""
-        data = _as_dict(event)
-        text = describe(data) or ""
-        detail = text.partition("  ")[2]
-        match data["event"]:
-            case "step":
-                self._move("train", data["step"], data["total_steps"], detail)
-            case "progress":
-                self._move(data["stage"], data["done"], data["total"], detail)
-            case "stage":
-                self._move(data["stage"], 0, None, data["message"])
-            case _ if text:
-                self._bar.console.print(text, markup=False)
+        self._bar.show(_as_dict(event))
 
     def close(self) -> None:
         """Take the bar away."""
-        self._bar.stop()
-
-    def _move(self, stage: str, done: float, total: float | None, detail: str) -> None:
-        self._bar.update(self._task, description=stage, completed=done, total=total, detail=detail)
+        self._bar.close()
 
 
 def _as_dict(event: Event) -> dict[str, Any]:
