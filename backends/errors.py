@@ -16,7 +16,11 @@ An error is defined in the lowest module that raises it. The program (`queue_app
 place, prints its sentence, and exits with its code; anything else is a defect and is reported as such.
 """
 
+import errno
 from enum import IntEnum
+
+#: What an OSError says where there is no room: the disk, a quota, or a limit on the size of a file.
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class ExitCode(IntEnum):

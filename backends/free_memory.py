@@ -18,11 +18,12 @@ def free_bytes(device: Device) -> int:
 
         # Beyond Metal's working set the machine swaps.
         room = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-        return min(int(room), _free_ram())
-    return _free_ram()
+        return min(int(room), free_ram())
+    return free_ram()
 
 
-def _free_ram() -> int:
+def free_ram() -> int:
+    """Free memory of this machine, or of the container that this process lives in, in bytes. Loads no torch."""
     import psutil
 
     return min([int(psutil.virtual_memory().available), *_container_room()])

@@ -5,7 +5,6 @@ file) is written last, then one rename publishes the folder. A process killed an
 which the next save removes. What a checkpoint holds is its writer's business: this module knows files only.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backends.errors import RepotuneError
+from backends.errors import DISK_FULL, RepotuneError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -23,7 +22,6 @@ FORMAT = 1
 _PREFIX = "step-"
 _PARTIAL = ".partial-"
 # EFBIG is the answer of a file size limit (ulimit -f), EDQUOT that of a user's quota.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class CheckpointDamaged(RepotuneError):
@@ -144,10 +142,10 @@ def disk_full_as_sentence(folder: Path) -> Iterator[None]:
 
 def _means_full(error: Exception) -> bool:
     if isinstance(error, OSError):
-        return error.errno in _FULL
+        return error.errno in DISK_FULL
     # safetensors and torch report the operating system's error as text only.
     text = str(error)
-    return any(f"os error {number}" in text or os.strerror(number) in text for number in _FULL)
+    return any(f"os error {number}" in text or os.strerror(number) in text for number in DISK_FULL)
 
 
 def _manifest_files(path: Path) -> dict[str, dict[str, Any]]:

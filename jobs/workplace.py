@@ -1,17 +1,15 @@
 """A folder that appears whole or not at all: work is done beside it and renamed in the end."""
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from backends.errors import DISK_FULL
 from jobs.context import OutputExists
 from jobs.shards import DatasetError
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextlib.contextmanager
@@ -76,6 +74,6 @@ def _sync(folder: Path) -> None:
 
 
 def _sentence(output: Path, error: OSError) -> DatasetError:
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         return DatasetError(f"The disk of {output} is full: free some space there, or name another folder.")
     return DatasetError(f"{output} cannot be written ({error.strerror or error}): name another folder.")

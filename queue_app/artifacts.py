@@ -20,12 +20,11 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from backends.errors import ExitCode, RepotuneError
+from backends.errors import DISK_FULL, ExitCode, RepotuneError
 
 MANIFEST = ".manifest.json"
 _FORMAT = 1
 _CHUNK = 1 << 20
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What was fetched so recently may be in use by a running job, here or in another worker of this machine.
 _IN_USE_SECONDS = 24 * 3600.0
 
@@ -235,7 +234,7 @@ class ArtifactStore:
                 raise ArtifactError(text) from None
             raise ArtifactNotFound(f"There is no artifact {path} at {shown} ({_name_of(error)} is missing).") from None
         except Exception as error:  # noqa: BLE001 - each file system raises errors of its own library
-            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
                 text = f"No room for artifact {path}: free space at {shown} or in {self._cache}."
                 raise ArtifactError(text) from None
             why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__

@@ -1,9 +1,8 @@
 """Turns what a job raised into its last event: the cause and one sentence."""
 
-import errno
 import traceback
 
-from backends.errors import RepotuneError
+from backends.errors import DISK_FULL, RepotuneError
 from jobs.events import Failed
 from jobs.spec import InvalidSpec
 from jobs.states import Cause
@@ -19,7 +18,7 @@ def sentence_of(error: BaseException) -> str:
     """One sentence for people: what is wrong and what to do."""
     if isinstance(error, RepotuneError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         where = f" at {error.filename}" if error.filename else ""
         return f"The disk is full{where}: free some space and run the job again; what was complete is kept."
     if isinstance(error, MemoryError):
