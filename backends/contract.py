@@ -22,6 +22,8 @@ class AdapterRequest:
     #: "all-linear" or module names, as PEFT takes them.
     target_modules: str | tuple[str, ...] = "all-linear"
     rslora: bool = False
+    #: Learn direction and magnitude of each row apart (DoRA).
+    dora: bool = False
     #: Folder with an adapter in PEFT format to go on from; None starts a fresh one.
     resume_from: Path | None = None
 
@@ -35,7 +37,12 @@ class ModelRequest:
     adapter: AdapterRequest
     device: Device
     revision: str | None = None
-    group_size: int = 128
+    #: Weights of a row that share one scale; None gives each row one scale.
+    group_size: int | None = 128
+    #: How quantised layers multiply: "exact" (dequantised) or "int8" (activations in int8 too).
+    compute: str = "exact"
+    #: "sdpa" (torch's own), "blocked" (memory linear in the length) or "auto" (by device).
+    attention: str = "auto"
     #: Recompute activations in the backward pass.
     gradient_checkpointing: bool = False
     #: Seed of the adapter's initial weights.
