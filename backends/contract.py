@@ -65,6 +65,8 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
     #: Bytes of device memory in use now.
     memory_in_use: Callable[[], int] = field(default=lambda: 0)
+    #: Lines to tell a person that came up since the last call, e.g. an operator that the GPU lacks; called every step.
+    news: Callable[[], tuple[str, ...]] = field(default=lambda: ())
 
 
 class Backend(Protocol):

@@ -3,14 +3,13 @@
 The policies of one device live here, so that no backend and no training loop asks for device names.
 """
 
+import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from backends import mps, processor
 from backends.devices import Device
-
-#: Share of Metal's recommended working set that a process may take. Unlimited, torch takes 1.7 times that set, which on
-#: an 8 GB Mac is more than the memory: the machine then swaps to a standstill where an error would have helped.
-MPS_MEMORY_FRACTION = 0.95
 
 #: First NVIDIA generation (compute capability) whose tensor cores multiply bf16: Ampere.
 AMPERE = (8, 0)
@@ -18,6 +17,7 @@ AMPERE = (8, 0)
 #: What torch says when memory ran out, in lower case; only cuda has a type of its own for it.
 _OUT_OF_MEMORY = (
     "mps backend out of memory",
+    "invalid buffer size",  # a tensor larger than Metal's largest buffer
     "cuda out of memory",
     "cuda error: out of memory",
     "cublas_status_alloc_failed",
@@ -61,11 +61,27 @@ def precision(device: Device) -> Precision:
     import torch
 
     if device is Device.MPS:
-        reason = "fp16 on Apple GPUs: M1 and M2 have no bf16 arithmetic (not measured on a Mac yet)"
-        return Precision(dtype=torch.float16, needs_scaler=True, reason=reason)
+        return mps_precision(processor.name(), platform.mac_ver()[0])
     if device is Device.CUDA:
         return cuda_precision(torch.cuda.get_device_capability())
-    return Precision(dtype=torch.float32, reason="fp32 on CPUs: bf16 is slower on most of them")
+    return Precision(dtype=torch.float32, reason="fp32 on CPUs: exact, and faster than emulated bf16")
+
+
+def mps_precision(chip: str, macos: str) -> Precision:
+    """bf16 on Apple chips that have it, fp16 with a gradient scaler on M1 and M2; adapters are in fp32 either way.
+
+    Args:
+        chip: As the system names it, e.g. "Apple M1 Pro".
+        macos: Its version, e.g. "14.5".
+    """
+    import torch
+
+    kept = "adapters, their gradients and updates, softmax and loss stay in fp32 (not measured on a Mac yet)"
+    if mps.has_native_bf16(chip, macos):
+        reason = f"bf16: the GPU of {chip} multiplies it natively, and it overflows no sooner than fp32; {kept}"
+        return Precision(dtype=torch.bfloat16, reason=reason)
+    reason = f"fp16 with a gradient scaler: bf16 would be emulated on {chip or 'this chip'}; {kept}"
+    return Precision(dtype=torch.float16, needs_scaler=True, reason=reason)
 
 
 def cuda_precision(capability: tuple[int, int]) -> Precision:
@@ -78,12 +94,36 @@ def cuda_precision(capability: tuple[int, int]) -> Precision:
     return Precision(dtype=torch.float16, needs_scaler=True, reason=f"fp16 with a gradient scaler: {generation}")
 
 
+def cpu_precision() -> Precision:
+    """bf16 where this CPU has instructions for it and they are measured to help, else fp32.
+
+    For backends whose weights are approximate anyway: the exact ones stay in fp32 (`precision`).
+    """
+    import torch
+
+    if not processor.has_bf16():
+        return Precision(dtype=torch.float32, reason="fp32: this CPU has no bf16 instructions")
+    gain = processor.bf16_gain()
+    if gain < processor.WORTHWHILE_GAIN:
+        reason = f"fp32: this CPU has bf16 instructions, but products in bf16 were {gain:.1f} times as fast"
+        return Precision(dtype=torch.float32, reason=reason)
+    return Precision(dtype=torch.bfloat16, reason=f"bf16: {gain:.1f} times as fast as fp32 on this CPU")
+
+
 def prepare(device: Device) -> None:
     """Set what must be set once per process before the first tensor on `device`."""
     if device is Device.MPS:
-        import torch
+        mps.prepare()
 
-        torch.mps.set_per_process_memory_fraction(MPS_MEMORY_FRACTION)
+
+def policy_notes(device: Device) -> tuple[str, ...]:
+    """What is done on `device` for memory, speed and right results that a person would not expect, a line each."""
+    return mps.policy_notes() if device is Device.MPS else ()
+
+
+def watch(device: Device, model: Any) -> Callable[[], tuple[str, ...]]:
+    """A function to call after each step: lines for people about what `device` did unexpectedly."""
+    return mps.watch(model) if device is Device.MPS else tuple
 
 
 def memory_in_use(device: Device) -> int:

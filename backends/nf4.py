@@ -9,8 +9,12 @@ from backends import hardware
 from backends.contract import LoadedModel, ModelRequest
 from backends.devices import Device
 from backends.errors import ModelNotLoadable
+from backends.gguf_cache import first_line
 from backends.hardware import Precision
 from backends.loading import load_model, require
+
+#: Of a product's result; what nf4 rounds away is a third of this.
+_LARGEST_ERROR = 0.3
 
 
 class Nf4:
@@ -52,12 +56,15 @@ def _missing_library() -> str | None:
 
 
 def _unsupported(device: Device) -> str | None:
-    """Ask bitsandbytes itself: whether its library loads, and which devices that version has kernels for."""
+    """Ask bitsandbytes itself: whether its library loads, which devices it names, and whether a product comes true."""
     supported = _supported_devices()
     if supported is None:
         return "bitsandbytes is installed but cannot be loaded: reinstall it, or set quantization.kind to int8."
     if device.value not in supported:
         return f"This version of bitsandbytes has no 4-bit weights on {device}: set quantization.kind to int8."
+    problem = _problem(device)
+    if problem:
+        return f"bitsandbytes does not compute on {device} ({problem}): reinstall it, or set quantization.kind to int8."
     return None
 
 
@@ -71,17 +78,37 @@ def _supported_devices() -> Any:
     return bitsandbytes.supported_torch_devices
 
 
-def _precision(device: Device) -> Precision:
-    """On CPUs with bf16 instructions bitsandbytes is faster in bf16; elsewhere as the device has it."""
-    if device is Device.CPU and _cpu_has_bf16():
-        import torch
-
-        return Precision(dtype=torch.bfloat16, reason="bf16: this CPU multiplies it natively")
-    return hardware.precision(device)
-
-
-def _cpu_has_bf16() -> bool:
+def _problem(device: Device) -> str | None:
+    """Multiply a small matrix on `device`: a version names devices for which this machine may lack the kernels."""
     import torch
 
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            error = _error_of_a_product(torch.device(device.value))
+    except (AttributeError, ImportError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError) as raised:
+        return first_line(raised)
+    return None if error < _LARGEST_ERROR else f"a product was wrong by {error:.0%}"
+
+
+def _error_of_a_product(device: Any) -> float:
+    """Relative error of rows times a matrix held in nf4 with double quantisation; rounding alone makes a tenth."""
+    import bitsandbytes
+    import torch
+
+    generator = torch.Generator().manual_seed(17)
+    weight, rows = (torch.randn(shape, generator=generator) for shape in ((64, 128), (3, 128)))
+    layer = bitsandbytes.nn.Linear4bit(
+        128, 64, bias=False, compute_dtype=torch.float32, compress_statistics=True, quant_type="nf4"
+    )
+    layer.weight = bitsandbytes.nn.Params4bit(
+        weight, requires_grad=False, quant_type="nf4", compress_statistics=True, module=layer
+    )
+    layer.train()
+    exact = rows @ weight.t()
+    return float((layer.to(device)(rows.to(device)).cpu() - exact).norm() / exact.norm())
+
+
+def _precision(device: Device) -> Precision:
+    """The type that dequantised weights are multiplied in; left alone on CPUs, the library takes bf16 even emulated."""
+    return hardware.cpu_precision() if device is Device.CPU else hardware.precision(device)

@@ -108,6 +108,30 @@ def _tiny_tokenizer(transformers, repository: Path):
     )
 
 
+# ---- Tests that need Metal: left out where it does not compute, as on virtual Macs, which only show a GPU ------------
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests marked `mps` where Metal does not compute; pytest counts them as deselected."""
+    metal = [item for item in items if item.get_closest_marker("mps")]
+    if metal and not _metal_computes():
+        items[:] = [item for item in items if item not in metal]
+        config.hook.pytest_deselected(items=metal)
+
+
+def _metal_computes() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    if not torch.backends.mps.is_available():
+        return False
+    try:
+        return torch.ones(2, device="mps").sum().item() == 2
+    except RuntimeError:
+        return False
+
+
 # ---- A real broker: Valkey from a wheel, one a session on a free port, emptied for each test -------------------------
 
 

@@ -27,20 +27,38 @@ def test_a_cpu_computes_in_fp32():
     assert (chosen.dtype, chosen.needs_scaler) == (torch.float32, False)
 
 
-def test_apple_gpus_compute_in_fp16_and_the_note_says_that_nobody_measured_it():
-    chosen = hardware.precision(Device.MPS)
-    assert (chosen.dtype, chosen.needs_scaler) == (torch.float16, True)
+@pytest.mark.parametrize(
+    ("chip", "dtype", "needs_scaler"),
+    [("Apple M1", torch.float16, True), ("Apple M2 Pro", torch.float16, True), ("Apple M3", torch.bfloat16, False)],
+)
+def test_apple_gpus_compute_in_what_the_chip_has_and_the_note_says_what_stays_in_fp32(chip, dtype, needs_scaler):
+    chosen = hardware.mps_precision(chip, "15.1")
+    assert (chosen.dtype, chosen.needs_scaler) == (dtype, needs_scaler)
+    assert chip in chosen.reason
+    assert "loss stay in fp32" in chosen.reason
     assert "not measured" in chosen.reason
 
 
-def test_metal_is_held_to_its_working_set(monkeypatch):
-    told = []
-    monkeypatch.setattr("torch.mps.set_per_process_memory_fraction", told.append)
-    hardware.prepare(Device.CPU)
-    assert told == []
-    hardware.prepare(Device.MPS)
-    assert told == [hardware.MPS_MEMORY_FRACTION]
-    assert 0 < told[0] <= 1
+def test_the_chip_of_this_mac_decides(monkeypatch):
+    monkeypatch.setattr("platform.mac_ver", lambda: ("14.5", ("", "", ""), "arm64"))
+    monkeypatch.setattr("backends.processor.name", lambda: "Apple M4 Max")
+    assert hardware.precision(Device.MPS).dtype is torch.bfloat16
+    monkeypatch.setattr("backends.processor.name", lambda: "Apple M1")
+    assert hardware.precision(Device.MPS).dtype is torch.float16
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MPS backend out of memory (MPS allocated: 5.25 GB, other allocations: 1.2 GB, max allowed: 5.33 GB).",
+        "Invalid buffer size: 13.52 GiB",
+        "CUDA error: out of memory",
+        "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes",
+    ],
+)
+def test_a_lack_of_memory_is_recognised_by_its_text(text):
+    assert hardware.is_out_of_memory(RuntimeError(text))
+    assert not hardware.is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
 def test_on_apple_gpus_all_dropout_is_off_and_that_is_said(monkeypatch, tiny_model_folder):
@@ -72,9 +90,7 @@ def test_memory_in_use_on_a_cpu_grows_with_what_is_held():
     assert hardware.memory_in_use(Device.CPU) - before > held.numel() * 2
 
 
-def test_the_reserved_backend_and_an_unknown_one_are_sentences():
-    with pytest.raises(BackendUnavailable, match="int4 backend is not built yet"):
-        open_backend("int4", Device.CPU)
+def test_an_unknown_backend_is_a_sentence():
     with pytest.raises(BackendUnavailable, match="no backend gptq"):
         open_backend("gptq", Device.CPU)
 
@@ -91,12 +107,29 @@ def test_a_bitsandbytes_without_kernels_for_the_device_is_told(monkeypatch):
         open_backend("nf4", Device.CPU)
 
 
-@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_nf4_on_a_cpu_computes_in_bf16_only_with_its_instructions(monkeypatch, has_bf16, dtype):
+@pytest.mark.parametrize(("gain", "dtype"), [(3.0, torch.bfloat16), (0.5, torch.float32)])
+def test_nf4_on_a_cpu_computes_in_what_was_measured_to_be_faster(monkeypatch, gain, dtype):
     from backends import nf4
 
-    monkeypatch.setattr(nf4, "_cpu_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr("backends.processor.has_bf16", lambda: True)
+    monkeypatch.setattr("backends.processor.bf16_gain", lambda: gain)
     assert nf4._precision(Device.CPU).dtype is dtype
+
+
+def test_a_bitsandbytes_that_computes_wrongly_or_not_at_all_is_told(monkeypatch):
+    from backends import nf4
+
+    assert nf4._problem(Device.CPU) is None
+    monkeypatch.setattr(nf4, "_error_of_a_product", lambda device: 0.9)
+    with pytest.raises(BackendUnavailable, match=r"does not compute on cpu \(a product was wrong by 90%\)"):
+        open_backend("nf4", Device.CPU)
+
+    def fails(device):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(nf4, "_error_of_a_product", fails)
+    with pytest.raises(BackendUnavailable, match=r"does not compute on cpu \(no kernel image"):
+        open_backend("nf4", Device.CPU)
 
 
 def test_an_adapter_leaves_the_weights_of_its_base_alone(tiny_model_folder):

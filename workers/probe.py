@@ -10,12 +10,12 @@ runs it and chooses.
 
 import json
 import platform
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from backends import processor
 from backends.devices import Device
 
 _REPORTED = ("repotune", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "celery")
@@ -78,24 +78,11 @@ def _mps(torch: Any) -> tuple[str, int] | str:
         torch.ones(1, device="mps").add_(1)
     except RuntimeError as error:
         return f"Metal does not compute ({_first_line(error)}): update macOS and PyTorch."
-    return _processor_name(), _memory_bytes()
+    return processor.name(), _memory_bytes()
 
 
 def _cpu(_torch: Any) -> tuple[str, int]:
-    return _processor_name(), _memory_bytes()
-
-
-def _processor_name() -> str:
-    """The processor as its maker names it, e.g. "Apple M1"."""
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "Mac"
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+    return processor.name(), _memory_bytes()
 
 
 def _memory_bytes() -> int:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from backends import mps
 from backends.devices import Device
 from jobs.context import JobContext
 from jobs.events import StageStarted
@@ -41,7 +42,7 @@ def run_assignment(assignment: Assignment, context: JobContext) -> dict[str, Any
 
 def run_dataset(git_dir: Path, source: Source, config: Config, context: JobContext) -> dict[str, Any]:
     """Build the dataset of a commit with the model's own tokenizer."""
-    _wait_patiently()
+    _prepare_process()
     from backends.models import load_tokenizer
     from jobs.dataset import build_dataset
 
@@ -61,7 +62,7 @@ def run_training(
     micro_batch_divisor: int = 1,
 ) -> dict[str, Any]:
     """Train the adapter on `device`, with the backend that the configuration names for it."""
-    _wait_patiently()
+    _prepare_process()
     from backends.registry import open_backend
     from jobs.training import train
 
@@ -76,6 +77,12 @@ def run_training(
         resume_from=resume_from,
         micro_batch_divisor=micro_batch_divisor,
     )
+
+
+def _prepare_process() -> None:
+    """Set what libraries read once, when they are imported."""
+    mps.set_environment()
+    _wait_patiently()
 
 
 def _wait_patiently() -> None:
