@@ -24,6 +24,10 @@ def _create(kind: str) -> Backend:
         from backends.int8.backend import Int8
 
         return Int8()
+    if kind == "int4":
+        from backends.int8.backend import Int4
+
+        return Int4()
     if kind == "nf4":
         from backends.nf4 import Nf4
 
@@ -32,6 +36,4 @@ def _create(kind: str) -> Backend:
         from backends.full import FullPrecision
 
         return FullPrecision()
-    if kind == "int4":
-        raise BackendUnavailable("The int4 backend is not built yet: set quantization.kind to int8 or nf4.")
-    raise BackendUnavailable(f"There is no backend {kind}: set quantization.kind to int8, nf4 or none.")
+    raise BackendUnavailable(f"There is no backend {kind}: set quantization.kind to int8, int4, nf4 or none.")

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from jobs.spec import Config, InvalidSpec
+from jobs.spec import Config, InvalidSpec, reason
 
 DEFAULT_FILE = "default.yaml"
 
@@ -122,9 +122,7 @@ def _real_path(path: tuple[str, ...], lines: Mapping[tuple[str, ...], str]) -> t
 def _problem(first: Any, path: tuple[str, ...]) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown key; {_allowed_keys(path)}"
-    message = str(first["msg"])
-    message = message[0].lower() + message[1:]
-    return f"{message}, not {first['input']!r}"
+    return reason(first)
 
 
 def _allowed_keys(path: tuple[str, ...]) -> str:

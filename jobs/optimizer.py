@@ -1,6 +1,7 @@
-"""AdamW on the adapter's weights, its state kept by parameter name in safetensors.
+"""The optimizer of the adapter's weights, its state kept by parameter name in safetensors.
 
-By name and not by number, so that a run begun on one machine goes on under another backend; nothing is pickled.
+By name and not by number, so that a run begun on one machine goes on under another backend; nothing is pickled. What
+several parameters share (the tables of 8-bit codes) is written once.
 """
 
 from pathlib import Path
@@ -9,10 +10,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from backends import optimizers
+from backends.devices import Device
+from backends.errors import BackendUnavailable
 from jobs.checkpoint import CheckpointDamaged
 from jobs.spec import OptimizationSection
 
 FILE = "optimizer.safetensors"
+
+#: Stands for the parameter's name where all parameters have the same tensor.
+_ALL = "*"
 
 
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -20,21 +27,39 @@ def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def make_optimizer(model: Any, section: OptimizationSection) -> torch.optim.AdamW:
-    """AdamW over the adapter; the base has no part in it."""
-    return torch.optim.AdamW(
-        trainable(model).values(), lr=section.learning_rate, weight_decay=section.weight_decay, betas=(0.9, 0.999)
+def refuse_unavailable(section: OptimizationSection, device: Device, *, resumes: bool) -> None:
+    """Say before a model is loaded that the optimizer cannot run here.
+
+    Raises:
+        BackendUnavailable: with what to set; a run that `resumes` can only go on where its optimizer runs.
+    """
+    sentence = optimizers.check(section.optimizer, device)
+    if sentence is not None and resumes:
+        sentence = (
+            f"{sentence.removesuffix('.')} for a new run; this one began with {section.optimizer} "
+            "and goes on where that is available."
+        )
+    if sentence is not None:
+        raise BackendUnavailable(sentence)
+
+
+def make_optimizer(model: Any, section: OptimizationSection) -> Any:
+    """The optimizer that the configuration names, over the adapter; the base has no part in it."""
+    return optimizers.make(
+        section.optimizer,
+        trainable(model).values(),
+        learning_rate=section.learning_rate,
+        weight_decay=section.weight_decay,
     )
 
 
 def save_optimizer(optimizer: Any, model: Any, folder: Path) -> None:
     """Write the optimizer's state to `folder`; empty before the first step."""
-    states = optimizer.state_dict()["state"]
-    tensors = {
-        f"{name}/{key}": value.detach().cpu().contiguous()
-        for number, name in enumerate(trainable(model))
-        for key, value in states.get(number, {}).items()
-    }
+    tensors = {}
+    for name, parameter in trainable(model).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            owner = _ALL if key in optimizers.TABLES else name
+            tensors[f"{owner}/{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
     save_file(tensors, folder / FILE)
 
 
@@ -44,12 +69,25 @@ def load_optimizer(optimizer: Any, model: Any, folder: Path) -> None:
     Raises:
         CheckpointDamaged: the state belongs to other parameters.
     """
-    numbers = {name: number for number, name in enumerate(trainable(model))}
-    states: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = trainable(model)
+    numbers = {name: number for number, name in enumerate(parameters)}
+    states: dict[int, dict[str, Any]] = {}
+    tables: dict[str, torch.Tensor] = {}
     for full_name, tensor in load_file(folder / FILE).items():
         name, _, key = full_name.rpartition("/")
-        if name not in numbers:
+        if name == _ALL:
+            tables[key] = tensor.to(next(iter(parameters.values())).device)
+        elif name not in numbers:
             raise CheckpointDamaged(f"Checkpoint {folder} holds optimizer state of {name}, which this model lacks.")
-        states.setdefault(numbers[name], {})[key] = tensor
+        else:
+            states.setdefault(numbers[name], {})[key] = _value(tensor)
+    for state in states.values():
+        if optimizers.has_codes(state):
+            state.update(tables)
     if states:
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _value(tensor: torch.Tensor) -> torch.Tensor | int:
+    """Numbers were written as int64; the step counters that are tensors in memory too are float (torch's own)."""
+    return int(tensor) if tensor.ndim == 0 and tensor.dtype == torch.int64 else tensor

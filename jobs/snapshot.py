@@ -1,7 +1,7 @@
 """What a checkpoint of a training job holds, written to and read from a folder.
 
     adapter/               PEFT format: loads wherever PEFT does
-    optimizer.safetensors  AdamW's moments by parameter name
+    optimizer.safetensors  the optimizer's state by parameter name
     state.json             step, tokens, data position, measurements, gradient scaler, what the run is of
     random.json            the state of every random generator
     metrics.jsonl          the lines of every step so far
@@ -12,7 +12,7 @@ Nothing is pickled and nothing names a device, so a job that began on one machin
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,9 @@ class Identity:
     dataset: str
     effective_batch: int
     seed: int
+    #: The last two were added later: a checkpoint that does not say had the defaults.
+    dora: bool = False
+    optimizer: str = "adamw"
 
     @classmethod
     def of(cls, config: Config, manifest: Mapping[str, Any]) -> "Identity":
@@ -74,6 +77,8 @@ class Identity:
             dataset=dataset_sha256(manifest),
             effective_batch=config.optimization.micro_batch * config.optimization.accumulation,
             seed=config.training.seed,
+            dora=config.lora.dora,
+            optimizer=config.optimization.optimizer,
         )
 
 
@@ -87,7 +92,12 @@ _KEYS = {
     "dataset": "the dataset (sha256)",
     "effective_batch": "optimization.micro_batch x optimization.accumulation",
     "seed": "training.seed",
+    "dora": "lora.dora",
+    "optimizer": "optimization.optimizer",
 }
+
+
+_LATER = {one.name: one.default for one in fields(Identity) if one.default is not MISSING}
 
 
 def dataset_sha256(manifest: Mapping[str, Any]) -> str:
@@ -157,12 +167,12 @@ def find_snapshot(resume_from: Path, identity: Identity) -> tuple[Snapshot | Non
 def read_snapshot(path: Path, identity: Identity) -> Snapshot:
     """Read a whole checkpoint, provided it is of the same run."""
     data = json.loads((path / STATE).read_text(encoding="utf-8"))
-    _refuse_another(path, data["identity"], asdict(identity))
-    fields = data["state"]
-    fields["position"] = Position(**fields["position"])
-    fields["measurements"] = [HeldOut(**measurement) for measurement in fields["measurements"]]
+    _refuse_another(path, _LATER | data["identity"], asdict(identity))
+    values = data["state"]
+    values["position"] = Position(**values["position"])
+    values["measurements"] = [HeldOut(**measurement) for measurement in values["measurements"]]
     content = (path / metrics.FILE).read_bytes()
-    return Snapshot(path=path, state=TrainingState(**fields), scaler=data["scaler"], metrics=content)
+    return Snapshot(path=path, state=TrainingState(**values), scaler=data["scaler"], metrics=content)
 
 
 def _refuse_another(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -13,9 +13,13 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
     create_model,
+    field_validator,
     model_serializer,
 )
+from pydantic_core import ErrorDetails
 
 from backends.devices import Device
 from backends.errors import ExitCode, RepotuneError
@@ -45,17 +49,50 @@ class ModelSection(Section):
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model; null means its main branch.")
 
 
+#: The only group size of int4: larger ones lose too much, smaller ones save too little.
+INT4_GROUP = 64
+
+
 class QuantizationSection(Section):
     """How the frozen base weights are held in memory."""
 
     kind: Literal["int8", "int4", "nf4", "none"] = Field(
         "int8",
-        description="int8: our exact int8 backend. nf4: bitsandbytes 4-bit. none: full precision. int4: reserved.",
+        description="int8: our exact 8-bit weights; int4: our 4-bit weights; nf4: bitsandbytes 4-bit; none: as stored.",
     )
-    group_size: Literal[32, 64, 128, 256] = Field(128, description="Weights that share one scale (int8).")
-    compute: Literal["exact"] = Field(
-        "exact", description="exact: weights are dequantised and multiplied in the compute dtype."
+    group_size: Literal[32, 64, 128, 256, "row"] = Field(
+        128,
+        description="Weights of a row that share one scale in int8, or row for one scale per row, which int8 compute "
+        "always has; int4 always has 64.",
     )
+    compute: Literal["exact", "int8"] = Field(
+        "exact",
+        description="exact: weights are dequantised and multiplied in the compute dtype; int8: activations are "
+        "quantised too and multiplied as integers, with kind int8 on cpu and cuda only.",
+    )
+
+    @field_validator("compute")
+    @classmethod
+    def _fits_the_weights(cls, compute: str, info: ValidationInfo) -> str:
+        """Integer products need one scale per row of int8 weights; 128 is what stands where nothing was chosen."""
+        kind, group_size = info.data.get("kind", "int8"), info.data.get("group_size", "row")
+        if compute == "int8" and kind != "int8":
+            raise ValueError(f"int8 needs quantization.kind int8, not {kind}: set that, or quantization.compute exact")
+        if compute == "int8" and group_size not in {"row", 128}:
+            raise ValueError(
+                f"int8 has one scale per row: set quantization.group_size to row, not {group_size}, "
+                "or quantization.compute to exact"
+            )
+        return compute
+
+    @property
+    def scale_group(self) -> int | None:
+        """Weights of a row that share one scale as the backend will hold them; None gives each row one scale."""
+        if self.kind == "int4":
+            return INT4_GROUP
+        if self.group_size == "row" or self.compute == "int8":
+            return None
+        return self.group_size
 
 
 class LoraSection(Section):
@@ -68,6 +105,9 @@ class LoraSection(Section):
         "all-linear", description="Layers that get an adapter: all-linear, or a list of module names."
     )
     rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) instead (rank-stabilised LoRA).")
+    dora: bool = Field(
+        default=False, description="Learn direction and magnitude of every row apart (DoRA): slower, sometimes better."
+    )
 
 
 def _readable(globs: tuple[str, ...]) -> tuple[str, ...]:
@@ -97,12 +137,17 @@ class DatasetSection(Section):
 class OptimizationSection(Section):
     """How the adapter's weights move."""
 
+    optimizer: Literal["adamw", "adamw8bit", "adafactor"] = Field(
+        "adamw",
+        description="adamw: 8 bytes of state per adapter weight; adamw8bit: about 2, by bitsandbytes where it runs; "
+        "adafactor: almost none, no momentum.",
+    )
     learning_rate: float = Field(2e-4, gt=0, lt=1, description="Peak learning rate.")
     micro_batch: int = Field(1, ge=1, le=4096, description="Rows of one forward pass.")
     accumulation: int = Field(16, ge=1, le=65536, description="Forward passes per optimizer step.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of all steps spent warming up.")
     schedule: Literal["cosine"] = Field("cosine", description="Shape of the learning rate after warm-up.")
-    weight_decay: float = Field(0.0, ge=0, lt=1, description="Decoupled weight decay (AdamW).")
+    weight_decay: float = Field(0.0, ge=0, lt=1, description="Decoupled weight decay, times the learning rate.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this global L2 norm.")
 
 
@@ -119,6 +164,11 @@ class TrainingSection(Section):
     evaluation_rows: int = Field(64, ge=1, description="Held-out rows measured at most, the same ones every time.")
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto", description="Recompute activations in the backward pass; auto lets the memory model decide."
+    )
+    attention: Literal["auto", "sdpa", "blocked"] = Field(
+        "auto",
+        description="sdpa: torch's own; blocked: memory linear in the length, for devices where torch's is not; "
+        "auto: the better one for the device.",
     )
     max_wall_hours: float | None = Field(None, gt=0, description="The job fails after so many hours; null means never.")
     seed: int = Field(17, ge=0, lt=2**32, description="Seed of adapter, shuffling and dropout.")
@@ -167,6 +217,27 @@ _Overrides: Any = create_model(  # type: ignore[call-overload]
 )
 
 
+_NO_INT8_COMPUTE_ON_MPS = (
+    "quantization.compute: int8 cannot run on mps, where torch has no integer matrix product: set "
+    "mps.quantization.compute to exact, or ask for another device."
+)
+
+
+def _on_device(error: ValidationError, device: Device) -> str:
+    """The first problem of keys that meet on `device`, as one sentence."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"On {device}: {key}: {reason(first)}."
+
+
+def reason(problem: ErrorDetails) -> str:
+    """What pydantic found wrong, as a clause: our own words where a validator of ours raised them."""
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    message = problem["msg"]
+    return f"{message[0].lower()}{message[1:]}, not {problem['input']!r}"
+
+
 class Config(Section):
     """The whole configuration file."""
 
@@ -182,12 +253,22 @@ class Config(Section):
     cpu: _Overrides = Field(default_factory=_Overrides, description="Overrides on CPUs.")
 
     def for_device(self, device: Device) -> "Config":
-        """The configuration as it holds on `device`: its section laid over the rest, the device sections emptied."""
+        """The configuration as it holds on `device`: its section laid over the rest, the device sections emptied.
+
+        Raises:
+            InvalidSpec: keys that are right one by one do not go together on this device.
+        """
         base = self.model_dump(exclude={device.value for device in Device})
         overrides = getattr(self, device.value).model_dump(exclude_unset=True)
         for section, values in overrides.items():
             base[section] |= values or {}
-        return Config.model_validate(base)
+        try:
+            config = Config.model_validate(base)
+        except ValidationError as error:
+            raise InvalidSpec(_on_device(error, device)) from error
+        if device is Device.MPS and config.quantization.compute == "int8":
+            raise InvalidSpec(_NO_INT8_COMPUTE_ON_MPS)
+        return config
 
 
 class Kind(StrEnum):

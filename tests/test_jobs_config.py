@@ -57,7 +57,7 @@ def test_set_reaches_a_device_section():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("lora:\n  rnk: 3\n", "line 2: lora.rnk: unknown key; allowed here: alpha, dropout, rank"),
+        ("lora:\n  rnk: 3\n", "line 2: lora.rnk: unknown key; allowed here: alpha, dora, dropout"),
         ("lora:\n  alpha: 3\n  rank: hi\n", "line 3: lora.rank: input should be a valid integer"),
         ("lora:\n  rank: -1\n", "line 2: lora.rank: input should be greater than or equal to 1, not -1"),
         ("quantization:\n  kind: int7\n", "line 2: quantization.kind: input should be 'int8', 'int4', 'nf4' or 'none'"),
@@ -109,3 +109,85 @@ def test_a_spec_comes_back_equal_from_its_json():
 def test_what_is_no_glob_is_refused_by_its_key(key, glob):
     with pytest.raises(InvalidSpec, match=rf"{key}.*is no glob"):
         load_config(settings=[f"{key}=['{glob}']"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "group"),
+    [
+        ([], 128),
+        (["quantization.group_size=32"], 32),
+        (["quantization.group_size=row"], None),
+        (["quantization.kind=int4"], 64),
+        (["quantization.kind=int4", "quantization.group_size=row"], 64),
+        (["quantization.compute=int8"], None),
+        (["quantization.compute=int8", "quantization.group_size=row"], None),
+    ],
+)
+def test_the_group_of_a_scale_is_the_one_that_the_backend_will_hold(settings, group):
+    assert load_config(None, settings).quantization.scale_group == group
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("quantization.group_size", 48, "input should be 32, 64, 128, 256 or 'row', not 48"),
+        ("quantization.compute", "int4", "input should be 'exact' or 'int8', not 'int4'"),
+        ("optimization.optimizer", "sgd", "input should be 'adamw', 'adamw8bit' or 'adafactor', not 'sgd'"),
+        ("training.attention", "flash", "input should be 'auto', 'sdpa' or 'blocked', not 'flash'"),
+        ("lora.dora", "perhaps", "input should be a valid boolean"),
+    ],
+)
+def test_a_wrong_choice_is_told_with_those_there_are(key, value, told):
+    with pytest.raises(InvalidSpec) as caught:
+        load_config(None, [f"{key}={value}"])
+    assert f"--set {key}={value}: {key}: {told}" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["int4", "nf4", "none"])
+def test_int8_compute_of_other_weights_is_refused(config_file, kind):
+    path = config_file(f"quantization:\n  kind: {kind}\n  compute: int8\n")
+    with pytest.raises(InvalidSpec) as caught:
+        load_config(path)
+    assert str(caught.value) == (
+        f"{path}, line 3: quantization.compute: int8 needs quantization.kind int8, not {kind}: "
+        "set that, or quantization.compute exact."
+    )
+
+
+def test_int8_compute_with_groups_of_ones_own_choice_is_refused(config_file):
+    path = config_file("quantization: {compute: int8, group_size: 64}\n")
+    with pytest.raises(
+        InvalidSpec, match=r"line 1: quantization\.compute: int8 has one scale per row.* to row, not 64"
+    ):
+        load_config(path)
+
+
+def test_int8_compute_is_refused_on_apple_gpus_and_nowhere_else():
+    config = load_config(None, ["quantization.compute=int8", "cuda.quantization.kind=int8"])
+    assert config.for_device(Device.CPU).quantization.compute == "int8"
+    assert config.for_device(Device.CUDA).quantization.compute == "int8"
+    with pytest.raises(InvalidSpec, match=r"int8 cannot run on mps.* set mps\.quantization\.compute to exact"):
+        config.for_device(Device.MPS)
+    told = load_config(None, ["quantization.compute=int8", "mps.quantization.compute=exact"])
+    assert told.for_device(Device.MPS).quantization.compute == "exact"
+
+
+def test_keys_that_meet_on_one_device_only_are_checked_there():
+    config = load_config(None, ["quantization.compute=int8"])  # the shipped file sets nf4 on cuda
+    with pytest.raises(
+        InvalidSpec, match=r"^On cuda: quantization\.compute: int8 needs quantization\.kind int8, not nf4"
+    ):
+        config.for_device(Device.CUDA)
+
+
+def test_a_problem_in_a_validator_of_ours_is_told_in_its_own_words():
+    with pytest.raises(InvalidSpec) as caught:
+        load_config(settings=["dataset.include=['[]']"])
+    assert str(caught.value).endswith("dataset.include: '[]' is no glob: its set in [ ] is empty or runs backwards.")
+
+
+def test_every_key_has_one_sentence():
+    for section, model in Config.model_fields.items():
+        for key, field in getattr(model.annotation, "model_fields", {}).items():
+            if section not in set(Device):
+                assert field.description.endswith("."), key
