@@ -33,7 +33,7 @@ from jobs.events import Checkpointed, Evaluated, Note, Progress, StageStarted, S
 from jobs.loss import NextTokenLoss, count_labels, make_batch
 from jobs.metrics import FILE as METRICS
 from jobs.metrics import Metrics, Speed
-from jobs.optimizer import make_optimizer, trainable
+from jobs.optimizer import make_optimizer, refuse_unavailable, trainable
 from jobs.order import Order
 from jobs.randomness import seed_everything
 from jobs.schedule import CheckpointClock, LearningRate
@@ -226,6 +226,7 @@ def _prepare(
     """Load the model, with the state of `known` where there is one."""
     context.emit(StageStarted(stage="load model", message=f"{config.model.name} ({backend.name})"))
     optimization, training = config.optimization, config.training
+    refuse_unavailable(optimization, device, resumes=known is not None)
     micro_batch = max(1, optimization.micro_batch // micro_batch_divisor)
     seed_everything(training.seed)
     checkpointing, reason = choose_checkpointing(config, device, micro_batch, data.sequence_length)
@@ -291,10 +292,13 @@ def _model_request(config: Config, device: Device, known: Snapshot | None, *, ch
             dropout=lora.dropout,
             target_modules=lora.target_modules,
             rslora=lora.rslora,
+            dora=lora.dora,
             resume_from=known.path / snapshot.ADAPTER if known else None,
         ),
         device=device,
-        group_size=config.quantization.group_size,
+        group_size=config.quantization.scale_group,
+        compute=config.quantization.compute,
+        attention=config.training.attention,
         gradient_checkpointing=checkpointing,
         seed=config.training.seed,
     )
@@ -455,7 +459,9 @@ def _result(run: _Run) -> dict[str, Any]:
         "model": run.config.model.name,
         "revision": run.config.model.revision,
         "quantization": run.config.quantization.kind,
-        "group_size": run.config.quantization.group_size,
+        "group_size": run.config.quantization.scale_group,
+        "compute": run.config.quantization.compute,
+        "optimizer": run.config.optimization.optimizer,
         "dataset_sha256": run.identity.dataset,
     }
 
