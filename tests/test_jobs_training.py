@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
 
 from backends.devices import Device
+from backends.errors import BackendUnavailable
 from backends.free_memory import free_bytes
 from backends.full import FullPrecision
-from jobs import activations, shards, training
-from jobs.checkpoint import CheckpointDamaged, latest
+from jobs import planner, shards, training
+from jobs.checkpoint import CheckpointDamaged, latest, sha256_of
 from jobs.context import JobContext, OutputExists, StopRequested
 from jobs.events import Checkpointed, Evaluated, Note, StageStarted, StepDone
 from jobs.spec import Config, InvalidSpec
@@ -206,6 +207,68 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "adafactor"])
+def test_a_resumed_run_equals_an_uninterrupted_one_with_other_optimizers_too(
+    tmp_path, dataset, model_folder, optimizer
+):
+    # Of rank 128 every matrix is large enough for 8-bit state.
+    config = make_config(model_folder, optimization__optimizer=optimizer, lora__rank=128, training__max_steps=6)
+    run(tmp_path / "whole", config, dataset)
+    with pytest.raises(StopRequested):
+        run(tmp_path / "cut", config, dataset, Recorder(stop_after=4))
+    run(tmp_path / "cut", config, dataset, resume_from=tmp_path / "cut" / "checkpoints")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert adapter_bytes(tmp_path / "cut") == adapter_bytes(tmp_path / "whole")
+
+
+def test_an_optimizer_that_cannot_run_here_is_said_before_a_model_is_loaded(tmp_path, dataset, monkeypatch):
+    monkeypatch.setattr("backends.optimizers.find_spec", lambda _: None)
+    config = make_config("no/such/model", optimization__optimizer="adamw8bit")
+    with pytest.raises(BackendUnavailable, match="to adamw or adafactor"):
+        run(tmp_path, config, dataset)
+
+
+def test_a_checkpoint_from_before_there_was_a_choice_goes_on(tmp_path, dataset, model_folder):
+    config = make_config(model_folder)
+    with pytest.raises(StopRequested):
+        run(tmp_path, config, dataset, Recorder(stop_after=2))
+    folder = tmp_path / "checkpoints" / "step-2"
+    data = json.loads((folder / "state.json").read_text())
+    del data["identity"]["optimizer"], data["identity"]["dora"]
+    (folder / "state.json").write_text(json.dumps(data))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    written = folder / "state.json"
+    manifest["files"]["state.json"] = {"bytes": written.stat().st_size, "sha256": sha256_of(written)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    adafactor = make_config(model_folder, optimization__optimizer="adafactor")
+    with pytest.raises(InvalidSpec, match="optimizer was adamw then and is adafactor now"):
+        run(tmp_path, adafactor, dataset, resume_from=folder)
+    assert run(tmp_path, config, dataset, resume_from=folder)["steps"] > 2
+
+
+def test_every_choice_of_the_configuration_reaches_the_backend(tmp_path, dataset, model_folder):
+    class Asked(Exception):
+        pass
+
+    class Backend(FullPrecision):
+        def load(self, request):
+            raise Asked(request)
+
+    config = make_config(
+        model_folder,
+        quantization__kind="int8",
+        quantization__group_size="row",
+        quantization__compute="int8",
+        lora__dora=True,
+        training__attention="blocked",
+    )
+    with pytest.raises(Asked) as caught:
+        run(tmp_path, config, dataset, backend=Backend())
+    (request,) = caught.value.args
+    assert (request.group_size, request.compute, request.attention) == (None, "int8", "blocked")
+    assert request.adapter.dora
+
+
 def test_steps_after_the_checkpoint_are_done_again_and_not_written_twice(tmp_path, dataset, model_folder):
     config = make_config(model_folder)
     run(tmp_path / "whole", config, dataset)
@@ -267,6 +330,8 @@ def test_resuming_where_nothing_was_saved_starts_from_the_beginning(tmp_path, da
         ({"model__name": "other/model"}, "model.name"),
         ({"training__seed": 5}, "training.seed"),
         ({"optimization__accumulation": 3}, "optimization.accumulation"),
+        ({"optimization__optimizer": "adafactor"}, "optimization.optimizer was adamw then and is adafactor now"),
+        ({"lora__dora": True}, "lora.dora was False then and is True now"),
     ],
 )
 def test_resuming_another_run_is_refused(tmp_path, dataset, model_folder, change, key):
@@ -446,12 +511,12 @@ def test_fp16_scales_gradients_and_lowers_the_scale_until_they_fit(tmp_path, dat
     assert scalers[1].get_scale() == scalers[0].get_scale() < 2.0**127
 
 
-@pytest.mark.parametrize("memory", [(1 << 40, "off"), (1 << 20, "on")])
+@pytest.mark.parametrize("memory", [(1 << 40, "off"), (1 << 22, "on")])
 def test_auto_recomputes_activations_where_memory_is_short(
     tmp_path, dataset, model_folder_with_dropout, monkeypatch, memory
 ):
     free, state = memory
-    monkeypatch.setattr(activations, "free_bytes", lambda _device: free)
+    monkeypatch.setattr(planner, "free_bytes", lambda _device: free)
     recorder = Recorder()
     config = make_config(model_folder_with_dropout, training__gradient_checkpointing="auto", training__max_steps=2)
     run(tmp_path / "auto", config, dataset, recorder)
