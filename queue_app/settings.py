@@ -4,7 +4,7 @@ Flags override environment variables, those override `.env`, that overrides the 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path, user_data_path
@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     stall_minutes: float = Field(60, gt=0, description="A job without any sign of progress for so long has failed.")
     busy_seconds: float = Field(
         60, ge=0, description="A job whose worker is short of memory is tried again after so long."
+    )
+    self_test: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether a worker first compares its device with the CPU on a tiny model: auto does so with a GPU.",
     )
 
     @field_validator("broker_url")

@@ -14,6 +14,9 @@ from backends.errors import BackendUnavailable
 #: stand a worker beside another one for a device that the machine lacks.
 PROBE_FILE = "REPOTUNE_PROBE"
 
+#: Among the versions of a machine: what its self-test said (`workers.device_test`).
+SELF_TEST = "self-test"
+
 #: The first import of torch from a cold disk takes minutes on a small machine.
 _PROBE_SECONDS = 300
 
@@ -48,13 +51,18 @@ def find_machine(device: Device | None = None, memory_gib: float | None = None) 
 
 
 def describe(machine: Machine) -> str:
-    """One line for people, e.g. "Serving mps on Apple M1, 8 GB (tiers 8, 4, 2): no CUDA here, and Metal answers."."""
+    """One line for people, and what the self-test said where there was one.
+
+    E.g. "Serving mps on Apple M1, 8 GB (tiers 8, 4, 2): no CUDA here, and Metal answers."
+    """
     from backends.devices import TIERS_GIB
 
     top = tier_for_memory(machine.memory_bytes)
     tiers = ", ".join(str(tier) for tier in reversed(TIERS_GIB) if tier <= top) or "none"
     memory = f"{machine.memory_bytes / GIB:.0f} GB"
-    return f"Serving {machine.device} on {machine.device_name}, {memory} (tiers {tiers}): {machine.reason}"
+    line = f"Serving {machine.device} on {machine.device_name}, {memory} (tiers {tiers}): {machine.reason}"
+    tested = machine.versions.get(SELF_TEST)
+    return f"{line} Self-test: {tested}." if tested else line
 
 
 def _probe() -> dict[str, Any]:
