@@ -22,6 +22,17 @@ def free_bytes(device: Device) -> int:
     return free_ram()
 
 
+def limit_bytes(device: Device) -> int:
+    """The most that a training may come to take, other programs set aside: more than that is not begun."""
+    if device is not Device.MPS:
+        return free_bytes(device)
+    import torch
+
+    # macOS compresses and swaps what other programs leave idle; Metal's working set it does not exceed.
+    room = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return min(int(room), 2 * free_ram())
+
+
 def free_ram() -> int:
     """Free memory of this machine, or of the container that this process lives in, in bytes. Loads no torch."""
     import psutil

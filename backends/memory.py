@@ -1,356 +1,314 @@
 """What a training needs in memory, from the model's configuration alone: bytes by part, before anything is downloaded.
 
-Standard library only: the submitter computes with it too. Weights are exact; activations follow from the shapes of one
-decoder layer and what autograd keeps of it (measured on whole models, see the tests); overhead is what a process with
-torch holds before any model.
+Standard library only: the submitter computes with it too. Weights, adapters and optimizer are exact. Activations follow
+from the sizes of one decoder layer and what the backward pass keeps of it, a term for each thing kept; the constants
+were measured on whole trainings (benchmarks/memory_model.py). What a machine measured of itself corrects the parts
+that are not exact (`MemoryEstimate.corrected`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from backends.shape import Linear, Shape, adapted_linears, read_shape
 
 MIB = 1024**2
 
 #: Bytes of an fp32 number.
 _FP32 = 4
 
-#: fp32 parameter and gradient of an adapter weight, and AdamW's two moments.
+#: fp32 parameter and gradient of an adapter weight.
 _ADAPTER_BYTES = 4 + 4
-_OPTIMIZER_BYTES = 4 + 4
+#: AdamW: two fp32 moments. In 8 bits: one byte each, and an fp32 scale of each for every so many weights.
+_MOMENTS = 4 + 4
+_MOMENTS_8BIT = 1 + 1
+_MOMENT_BLOCK = 256
+#: Tensors that are smaller keep their moments in fp32.
+_SMALLEST_8BIT = 4096
 
-#: Rows of a weight that the int8 backend dequantises at a time on a CPU, and tokens whose logits exist at a time.
+#: Rows of a weight that the int8 backend dequantises at a time on a CPU.
 _TILE_ROWS = 512
-_LOSS_CHUNK = 256
+#: The buffer of logits that exists at a time, and how many of its size are live: logits and what replaces them.
+_LOGITS_BYTES = 48 * MIB
 
-#: Memory of a process before any model: python and torch on cpu; a context and its libraries on cuda; Metal's on mps.
-_PROCESS_BYTES = {"cpu": 450 * MIB, "cuda": 600 * MIB, "mps": 800 * MIB}
+#: Memory of a process before any model: python, torch and transformers on cpu; a context and its libraries on cuda;
+#: Metal's on mps.
+PROCESS_BYTES = {"cpu": 330 * MIB, "cuda": 600 * MIB, "mps": 800 * MIB}
 
 #: Bytes per head and pair of tokens that attention keeps where it runs as separate steps (mps): scores and
 #: probabilities, in fp32. Live in the backward pass are as many again, nearly.
-_ATTENTION_KEPT = 5
-_ATTENTION_LIVE = 4
+_SCORES_KEPT = 5
+_SCORES_LIVE = 4
+#: Queries that blocked attention takes at a time.
+_ATTENTION_BLOCK = 256
+
+#: While weights load, the largest tensor exists in several forms: so many times its final size.
+_LOADING_COPIES = 1.3
 
 #: nf4: weights that share a one-byte scale, scales that share an fp32 scale, and the two tables beside them.
 _NF4_BLOCK = 64
 _NF4_SCALES = 256
 _NF4_TABLES = 16 * 4 + 256 * 4 + 4
+#: int4: weights that share an fp16 scale and an fp16 zero point.
+_INT4_GROUP = 64
 
-#: Families whose MLP is two matrices around an activation; all others multiply the activation by a third (a gate).
-_PLAIN_MLP = frozenset(
-    (
-        "starcoder2",
-        "gpt2",
-        "gpt_bigcode",
-        "gpt_neox",
-        "gpt_neo",
-        "gptj",
-        "codegen",
-        "phi",
-        "opt",
-        "bloom",
-        "falcon",
-        "mpt",
-    )
-)
-#: Families with a table of positions beside the one of tokens.
-_POSITION_TABLE = frozenset(("gpt2", "gpt_bigcode", "gpt_neo", "opt"))
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is trained, as far as memory and time depend on it."""
+
+    #: int8, int4, nf4 or none.
+    quantization: str = "int8"
+    #: Weights of a row that share a scale (int8); None: all of them.
+    group_size: int | None = 128
+    #: Of the adapter.
+    rank: int = 32
+    #: all-linear, or names of the layers that get an adapter. Another pattern counts as all-linear.
+    target: str | tuple[str, ...] = "all-linear"
+    dora: bool = False
+    #: Whether there is dropout on the adapters' inputs.
+    dropout: bool = False
+    #: adamw, adamw8bit or adafactor.
+    optimizer: str = "adamw"
+    #: sdpa, blocked or auto: blocked where torch's own keeps every score (mps).
+    attention: str = "auto"
+    #: Rows of one forward pass.
+    micro_batch: int = 1
+    #: Tokens of a row.
+    sequence_length: int = 1024
+    #: Whether each layer's activations are computed again in the backward pass.
+    checkpointing: bool = True
+    #: cpu, cuda or mps.
+    device: str = "cpu"
+    #: Bytes per number of the compute type; None means 4 on cpu, 2 elsewhere.
+    compute_bytes: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Bytes per number of the compute type."""
+        return self.compute_bytes or (_FP32 if self.device == "cpu" else 2)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one forward pass."""
+        return self.micro_batch * self.sequence_length
+
+    @property
+    def blocked(self) -> bool:
+        """Whether attention takes queries block by block."""
+        return self.attention == "blocked" or (self.attention == "auto" and self.device == "mps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes of device memory that a training takes, by part."""
+    """Bytes of device memory that a training takes at its peak, by part."""
 
     #: Base model: quantised layers with their scales, embedding, head, norms, biases.
     weights: int
     #: Adapter weights and their gradients.
     adapters: int
-    #: Moments of AdamW.
+    #: State of the optimizer.
     optimizer: int
-    #: What the backward pass needs of the forward pass, attention and loss aside.
+    #: What the backward pass needs of the forward pass, attention aside.
     activations: int
-    #: Scores of every token for every other, and the mask that keeps packed documents apart.
+    #: Mask of packed documents, and scores of tokens for each other where they are kept.
     attention: int
-    #: Hidden states at the head and the logits of one chunk.
-    loss: int
-    #: The process itself, and the scratch that weights are dequantised into.
-    overhead: int
+    #: What exists for a moment at the peak: gradients inside one layer or the logits of a chunk, and weights that are
+    #: dequantised; or copies of the largest tensor while it loads.
+    working: int
+    #: The process itself, before any model.
+    process: int
 
     @property
     def total(self) -> int:
         """All parts together."""
         return sum(getattr(self, field.name) for field in fields(self))
 
-
-@dataclass(frozen=True, kw_only=True)
-class Linear:
-    """A linear layer that occurs in every decoder layer."""
-
-    name: str
-    inputs: int
-    outputs: int
-    #: Which linear layers share its input: autograd keeps that input once.
-    source: str
-    #: Copies in one decoder layer: experts.
-    count: int = 1
-
     @property
-    def size(self) -> int:
-        """Weights of all copies."""
-        return self.inputs * self.outputs * self.count
+    def exact(self) -> int:
+        """The parts that are counted, not modelled."""
+        return self.weights + self.adapters + self.optimizer
+
+    def corrected(self, factor: float) -> "MemoryEstimate":
+        """The same with the parts that are modelled multiplied by what this machine measured (`factor_of`)."""
+        modelled = ("activations", "attention", "working", "process")
+        return replace(self, **{name: round(getattr(self, name) * factor) for name in modelled})
+
+    def factor_of(self, measured_bytes: int) -> float:
+        """By how much the modelled parts must be multiplied for the total to be `measured_bytes`."""
+        return max(0.0, measured_bytes - self.exact) / max(1, self.total - self.exact)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """The sizes of a causal language model that memory depends on."""
-
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    vocabulary: int
-    positions: int
-    tied: bool
-    gated: bool
-    #: Numbers per norm and channel: weight, and bias where it has one.
-    norm_width: int
-    #: Biases of the linear layers, by name of the layer.
-    biased: frozenset[str]
-    experts: int
-
-    @property
-    def linears(self) -> tuple[Linear, ...]:
-        """The linear layers of one decoder layer."""
-        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
-        attention = (
-            Linear(name="q_proj", inputs=self.hidden, outputs=queries, source="attention"),
-            Linear(name="k_proj", inputs=self.hidden, outputs=keys, source="attention"),
-            Linear(name="v_proj", inputs=self.hidden, outputs=keys, source="attention"),
-            Linear(name="o_proj", inputs=queries, outputs=self.hidden, source="o_proj"),
-        )
-        into = ("gate_proj", "up_proj") if self.gated else ("c_fc",)
-        out = "down_proj" if self.gated else "c_proj"
-        widen = tuple(
-            Linear(name=name, inputs=self.hidden, outputs=self.intermediate, source="mlp", count=self.experts)
-            for name in into
-        )
-        narrow = Linear(name=out, inputs=self.intermediate, outputs=self.hidden, source=out, count=self.experts)
-        return (*attention, *widen, narrow)
-
-    @property
-    def embedding(self) -> int:
-        """Weights of the tables of tokens and positions and of an untied head."""
-        return self.hidden * (self.vocabulary * (1 if self.tied else 2) + self.positions)
-
-    @property
-    def norms(self) -> int:
-        """Weights of all norms."""
-        return (2 * self.layers + 1) * self.hidden * self.norm_width
-
-    @property
-    def biases(self) -> int:
-        """Biases of all linear layers."""
-        return self.layers * sum(linear.outputs for linear in self.linears if linear.name in self.biased)
-
-
-def read_shape(model_config: Any) -> Shape:
-    """The sizes in a configuration of transformers, a mapping or an object, whichever names the family uses.
-
-    Raises:
-        ValueError: a size that every model has is not there.
-    """
-    get = _getter(model_config)
-    family = str(get("model_type") or "")
-    hidden = _size(get, "hidden_size", "n_embd", "d_model")
-    heads = _size(get, "num_attention_heads", "n_head", "num_heads")
-    plain = family in _PLAIN_MLP
-    kv_heads = int(get("num_key_value_heads") or (1 if get("multi_query") else heads))
-    tied = get("tie_word_embeddings")
-    positions = int(get("n_positions", "max_position_embeddings") or 0) if family in _POSITION_TABLE else 0
-    shape = Shape(
-        layers=_size(get, "num_hidden_layers", "n_layer", "num_layers"),
-        hidden=hidden,
-        intermediate=int(get("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=int(get("head_dim") or hidden // heads),
-        vocabulary=_size(get, "vocab_size"),
-        positions=positions,
-        tied=True if tied is None else bool(tied),
-        gated=not plain,
-        norm_width=2 if plain else 1,
-        biased=frozenset(),
-        experts=int(get("num_local_experts", "num_experts", "n_routed_experts") or 1),
-    )
-    return _with_biases(shape, family, get)
-
-
-def _with_biases(shape: Shape, family: str, get: Callable[..., Any]) -> Shape:
-    names = {linear.name for linear in shape.linears}
-    attention = {name for name in names if name.endswith(("q_proj", "k_proj", "v_proj", "o_proj"))}
-    biased: set[str] = set()
-    if family in _PLAIN_MLP and get("use_bias", "bias") is not False:
-        biased = names
-    if family.startswith("qwen2"):
-        biased = attention - {"o_proj"}
-    if get("attention_bias"):
-        biased |= attention
-    if get("mlp_bias"):
-        biased |= names - attention
-    return replace(shape, biased=frozenset(biased))
-
-
-def _getter(model_config: Any) -> Callable[..., Any]:
-    """Looks a field up by the first of its names that is set; multimodal models keep the text model's one deeper."""
-    source = model_config
-    nested = _field(source, "text_config")
-    if nested is not None and _field(source, "vocab_size") is None:
-        source = nested
-
-    def get(*names: str) -> Any:
-        return next((value for name in names if (value := _field(source, name)) is not None), None)
-
-    return get
-
-
-def _field(source: Any, name: str) -> Any:
-    return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
-
-
-def _size(get: Callable[..., Any], *names: str) -> int:
-    value = get(*names)
-    if value is None:
-        raise ValueError(f"The model's configuration has no {names[0]}.")
-    return int(value)
-
-
-def estimate(
-    model_config: Any,
-    *,
-    quantization: str = "int8",
-    group_size: int = 128,
-    rank: int = 32,
-    target: str | Iterable[str] = "all-linear",
-    micro_batch: int = 1,
-    sequence_length: int = 1024,
-    checkpointing: bool = True,
-    compute_bytes: int | None = None,
-    device: str = "cpu",
-) -> MemoryEstimate:
-    """Bytes that a LoRA training takes on a device.
+def estimate(model_config: Any, recipe: Recipe) -> MemoryEstimate:
+    """Bytes that a LoRA training takes on a device at its peak.
 
     Args:
         model_config: Configuration as transformers names its fields: a mapping, or an object with such attributes.
-        quantization: int8, nf4 or none.
-        group_size: Weights that share a scale (int8).
-        rank: Of the adapter.
-        target: all-linear, or names of the layers that get an adapter. Another pattern counts as all-linear.
-        micro_batch: Rows of one forward pass.
-        sequence_length: Tokens of a row.
-        checkpointing: Whether activations are computed again in the backward pass.
-        compute_bytes: Bytes per number of the compute type; None means 4 on cpu, 2 elsewhere.
-        device: cpu, cuda or mps.
+        recipe: How it is trained.
 
     Raises:
-        ValueError: the configuration lacks a size, or the quantization is unknown.
+        ValueError: the configuration lacks a size, or quantization or optimizer are unknown.
     """
     shape = read_shape(model_config)
-    width = compute_bytes or (4 if device == "cpu" else 2)
-    tokens = micro_batch * sequence_length
-    adapted = _adapted(shape, target)
-    adapter = rank * shape.layers * sum((one.inputs + one.outputs) * one.count for one in adapted)
+    adapted = adapted_linears(shape, recipe.target)
+    weights = _weights(shape, recipe)
+    adapter = adapter_size(adapted, recipe) * shape.layers
+    activations = recipe.tokens * _activations_per_token(shape, adapted, recipe)
+    attention = _attention(shape, recipe)
+    working = max(recipe.tokens * _layer_working_per_token(shape, recipe), _loss_working(shape, recipe))
+    working += _scratch(shape, recipe)
     return MemoryEstimate(
-        weights=_weights(shape, quantization, group_size, width),
+        weights=weights,
         adapters=adapter * _ADAPTER_BYTES,
-        optimizer=adapter * _OPTIMIZER_BYTES,
-        activations=tokens * _activations_per_token(shape, adapted, rank, width, checkpointing=checkpointing),
-        attention=_attention(shape, micro_batch, sequence_length, width, device, checkpointing=checkpointing),
-        loss=_loss(shape, tokens, width),
-        overhead=_PROCESS_BYTES[device] + _scratch(shape, quantization, width, device),
+        optimizer=shape.layers * sum(_optimizer_bytes(one, recipe) for one in adapted),
+        activations=activations,
+        attention=attention,
+        working=max(working, _loading(shape, recipe) - activations - attention),
+        process=PROCESS_BYTES[recipe.device],
     )
 
 
-def _adapted(shape: Shape, target: str | Iterable[str]) -> tuple[Linear, ...]:
-    # Experts are one tensor each and no linear layers: no adapter goes there.
-    linears = tuple(linear for linear in shape.linears if linear.count == 1)
-    if isinstance(target, str):
-        return linears
-    names = [name.rpartition(".")[2] for name in target]
-    chosen = tuple(linear for linear in linears if linear.name in names)
-    # A name that only the model knows may be any layer: count them all.
-    return chosen if {linear.name for linear in chosen} == set(names) else linears
+def adapter_size(adapted: Iterable[Linear], recipe: Recipe) -> int:
+    """Weights of the adapter in one decoder layer."""
+    return sum(recipe.rank * (one.inputs + one.outputs) + (one.outputs if recipe.dora else 0) for one in adapted)
 
 
-def _weights(shape: Shape, quantization: str, group_size: int, width: int) -> int:
-    rest = (shape.embedding + shape.norms + shape.biases) * width
-    return rest + shape.layers * sum(_linear_bytes(one, quantization, group_size, width) for one in shape.linears)
+# ---- what is counted ----
 
 
-def _linear_bytes(linear: Linear, quantization: str, group_size: int, width: int) -> int:
-    if quantization == "none" or linear.count > 1:
-        return linear.size * width
-    if quantization == "int8":
-        return linear.size + 2 * linear.outputs * -(-linear.inputs // group_size)
-    if quantization == "nf4":
+def _weights(shape: Shape, recipe: Recipe) -> int:
+    rest = (shape.embedding + shape.norms + shape.biases) * recipe.width
+    return rest + shape.layers * sum(_linear_bytes(one, recipe) for one in shape.linears)
+
+
+def _linear_bytes(linear: Linear, recipe: Recipe) -> int:
+    kind = recipe.quantization
+    if kind == "none" or linear.count > 1:
+        return linear.size * recipe.width
+    if kind == "int8":
+        return linear.size + 2 * linear.outputs * _groups(linear, recipe.group_size)
+    if kind == "int4":
+        groups = _groups(linear, _INT4_GROUP)
+        return linear.outputs * groups * (_INT4_GROUP // 2 + 2 + 2)
+    if kind == "nf4":
         blocks = -(-linear.size // _NF4_BLOCK)
         return -(-linear.size // 2) + blocks + 4 * -(-blocks // _NF4_SCALES) + _NF4_TABLES
-    raise ValueError(f"There is no estimate for the quantization {quantization}: int8, nf4 and none are known.")
+    raise ValueError(f"There is no estimate for the quantization {kind}: int8, int4, nf4 and none are known.")
 
 
-def _activations_per_token(
-    shape: Shape, adapted: tuple[Linear, ...], rank: int, width: int, *, checkpointing: bool
-) -> int:
-    kept = _kept_per_token(shape, adapted, rank, width)
-    boundary = shape.hidden * width
-    if checkpointing:
-        return shape.layers * boundary + kept + _live_per_token(shape, width)
-    return shape.layers * kept + _live_per_token(shape, width)
+def _groups(linear: Linear, group_size: int | None) -> int:
+    return 1 if group_size is None else -(-linear.inputs // group_size)
 
 
-def _kept_per_token(shape: Shape, adapted: tuple[Linear, ...], rank: int, width: int) -> int:
+def _optimizer_bytes(linear: Linear, recipe: Recipe) -> int:
+    """State of the adapter of one linear layer: A [rank, in], B [out, rank], DoRA's magnitudes [out]."""
+    matrices = [(recipe.rank, linear.inputs), (linear.outputs, recipe.rank)]
+    magnitudes = linear.outputs if recipe.dora else 0
+    if recipe.optimizer == "adamw":
+        return _MOMENTS * (sum(rows * columns for rows, columns in matrices) + magnitudes)
+    if recipe.optimizer == "adamw8bit":
+        return sum(_moments_8bit(rows * columns) for rows, columns in matrices) + _moments_8bit(magnitudes)
+    if recipe.optimizer == "adafactor":
+        return _FP32 * (sum(rows + columns for rows, columns in matrices) + magnitudes)
+    raise ValueError(
+        f"There is no estimate for the optimizer {recipe.optimizer}: adamw, adamw8bit and adafactor are known."
+    )
+
+
+def _moments_8bit(size: int) -> int:
+    if size < _SMALLEST_8BIT:
+        return _MOMENTS * size
+    return _MOMENTS_8BIT * size + 2 * _FP32 * -(-size // _MOMENT_BLOCK)
+
+
+# ---- what is modelled ----
+
+
+def _activations_per_token(shape: Shape, adapted: tuple[Linear, ...], recipe: Recipe) -> int:
+    kept = _kept_per_token(shape, adapted, recipe)
+    if not recipe.checkpointing:
+        return shape.layers * kept
+    return shape.layers * shape.hidden * recipe.width + kept
+
+
+def _kept_per_token(shape: Shape, adapted: tuple[Linear, ...], recipe: Recipe) -> int:
     """Bytes that autograd keeps of one decoder layer for each token."""
-    queries = shape.heads * shape.head_size
-    # RMS norms compute in fp32, layer norms in the compute type; both keep their input.
-    norms = 2 * shape.hidden * (4 if shape.gated else width)
-    # Queries, and keys and values repeated for every head; the output is the next adapter's input in fp32 already.
-    attention = (3 if width == _FP32 else 4) * queries * width
-    # Before the activation; with a gate, after it and the other factor too.
-    mlp = shape.intermediate * width * (3 if shape.gated else 1)
-    return norms + attention + mlp + _adapter_inputs(adapted, width) + 4 * rank * len(adapted)
+    parts = (
+        _kept_by_norms(shape, recipe),
+        _kept_by_attention(shape, recipe),
+        _kept_by_mlp(shape, recipe),
+        _kept_by_adapters(adapted, recipe),
+    )
+    return sum(parts)
 
 
-def _adapter_inputs(adapted: tuple[Linear, ...], width: int) -> int:
+def _kept_by_norms(shape: Shape, recipe: Recipe) -> int:
+    """Their inputs: RMS norms compute in fp32, layer norms in the compute type."""
+    return 2 * shape.hidden * (_FP32 if shape.gated else recipe.width)
+
+
+def _kept_by_attention(shape: Shape, recipe: Recipe) -> int:
+    """Queries, and keys and values repeated for every head; the output is the next adapter's input in fp32 already."""
+    return (3 if recipe.width == _FP32 else 4) * shape.heads * shape.head_size * recipe.width
+
+
+def _kept_by_mlp(shape: Shape, recipe: Recipe) -> int:
+    """Before the activation; with a gate, after it and the other factor too."""
+    return shape.intermediate * recipe.width * (3 if shape.gated else 1)
+
+
+def _kept_by_adapters(adapted: tuple[Linear, ...], recipe: Recipe) -> int:
     """Adapters are fp32 and keep an fp32 copy of their input; in an fp32 model that is the tensor itself, shared."""
-    if width == _FP32:
-        return 4 * sum({linear.source: linear.inputs for linear in adapted}.values())
-    return 4 * sum(linear.inputs for linear in adapted)
+    narrow = _FP32 * recipe.rank * len(adapted)
+    magnitudes = 2 * recipe.width * sum(linear.outputs for linear in adapted) if recipe.dora else 0
+    # Every layer has a dropped input of its own, and the mask.
+    dropped = 2 * _FP32 * sum(linear.inputs for linear in adapted) if recipe.dropout else 0
+    if recipe.width == _FP32:
+        inputs = sum({linear.source: linear.inputs for linear in adapted}.values())
+    else:
+        inputs = sum(linear.inputs for linear in adapted)
+    return _FP32 * inputs + narrow + magnitudes + dropped
 
 
-def _live_per_token(shape: Shape, width: int) -> int:
-    """Gradients of one layer that exist at the same time in the backward pass."""
-    return width * (3 * shape.hidden // 2 + shape.intermediate * (3 if shape.gated else 2))
+def _layer_working_per_token(shape: Shape, recipe: Recipe) -> int:
+    """Gradients inside one layer that exist at the same time in the backward pass."""
+    return recipe.width * (3 * shape.hidden // 2 + shape.intermediate * (3 if shape.gated else 2))
 
 
-def _attention(shape: Shape, rows: int, length: int, width: int, device: str, *, checkpointing: bool) -> int:
-    pairs = rows * length * length
-    mask = pairs * (1 + width)
-    if device != "mps":  # fused kernels: no scores are kept
+def _loss_working(shape: Shape, recipe: Recipe) -> int:
+    """At the head: hidden states and their gradient, and one chunk of logits."""
+    chunk = min(_LOGITS_BYTES, recipe.tokens * shape.vocabulary * _FP32)
+    return 2 * recipe.tokens * shape.hidden * recipe.width + chunk
+
+
+def _attention(shape: Shape, recipe: Recipe) -> int:
+    if recipe.blocked:
+        return _blocked_attention(shape, recipe)
+    pairs = recipe.micro_batch * recipe.sequence_length**2
+    mask = pairs * (1 + recipe.width)
+    if recipe.device != "mps":  # fused kernels: no scores are kept
         return mask
-    kept = _ATTENTION_KEPT * (1 if checkpointing else shape.layers)
-    return mask + pairs * shape.heads * (kept + _ATTENTION_LIVE)
+    kept = _SCORES_KEPT * (1 if recipe.checkpointing else shape.layers)
+    return mask + pairs * shape.heads * (kept + _SCORES_LIVE)
 
 
-def _loss(shape: Shape, tokens: int, width: int) -> int:
-    states = 2 * tokens * shape.hidden * width
-    # Logits, in fp32, their log-probabilities, and the gradients of each.
-    per_logit = 2 * width + 8 + (0 if width == _FP32 else 4)
-    return states + min(tokens, _LOSS_CHUNK) * shape.vocabulary * per_logit
+def _blocked_attention(shape: Shape, recipe: Recipe) -> int:
+    """One fp32 number per query and head is kept; the scores of one block of queries, twice, are live."""
+    layers = 1 if recipe.checkpointing else shape.layers
+    block = min(_ATTENTION_BLOCK, recipe.sequence_length)
+    kept = layers * recipe.tokens * shape.heads * _FP32
+    return kept + 2 * recipe.micro_batch * shape.heads * block * recipe.sequence_length * _FP32
 
 
-def _scratch(shape: Shape, quantization: str, width: int, device: str) -> int:
-    if quantization == "none":
+def _scratch(shape: Shape, recipe: Recipe) -> int:
+    if recipe.quantization == "none":
         return 0
-    if quantization == "int8" and device == "cpu":
-        return max(min(_TILE_ROWS, linear.outputs) * linear.inputs for linear in shape.linears) * width * 2
-    return max(linear.inputs * linear.outputs for linear in shape.linears) * width
+    largest = max(linear.inputs * linear.outputs for linear in shape.linears)
+    if recipe.device == "cpu" and recipe.quantization in {"int8", "int4"}:
+        largest = max(min(_TILE_ROWS, linear.outputs) * linear.inputs for linear in shape.linears)
+    return largest * recipe.width
+
+
+def _loading(shape: Shape, recipe: Recipe) -> int:
+    largest = max(shape.vocabulary * shape.hidden, *(linear.inputs * linear.outputs for linear in shape.linears))
+    return round(_LOADING_COPIES * largest * recipe.width)

@@ -28,3 +28,5 @@ class JobContext:
     emit: Callable[[Event], None]
     #: True once the job should save and leave. Asked between steps and between files.
     should_stop: Callable[[], bool] = lambda: False
+    #: File where this machine keeps what its trainings took (`backends.calibration`); None keeps nothing.
+    calibration: Path | None = None

@@ -133,6 +133,8 @@ class Failed(Event):
     message: str
     #: The traceback where there is one; shown only with --debug.
     details: str = ""
+    #: Whether another attempt on this machine would end the same way, however little memory it takes.
+    final: bool = False
 
 
 _KINDS: dict[str, type[Event]] = {

@@ -25,16 +25,17 @@ from backends.devices import Device
 from backends.errors import BackendUnavailable, RepotuneError
 from backends.hardware import is_out_of_memory
 from jobs import checkpoint, report, snapshot
-from jobs.activations import choose_checkpointing
 from jobs.adapter import publish_adapter
 from jobs.context import JobContext, OutputExists, StopRequested
 from jobs.evaluation import evaluation_rows, measure
 from jobs.events import Checkpointed, Evaluated, Note, Progress, StageStarted, StepDone
+from jobs.expectation import Expectation
 from jobs.loss import NextTokenLoss, count_labels, make_batch
 from jobs.metrics import FILE as METRICS
 from jobs.metrics import Metrics, Speed
 from jobs.optimizer import make_optimizer, refuse_unavailable, trainable
 from jobs.order import Order
+from jobs.planner import plan_training
 from jobs.randomness import seed_everything
 from jobs.schedule import CheckpointClock, LearningRate
 from jobs.shards import PackedDataset, open_dataset
@@ -77,6 +78,7 @@ class _Run:
     metrics: Metrics
     clock: CheckpointClock
     state: TrainingState
+    expectation: Expectation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,7 @@ def _train_steps(run: _Run) -> None:
     _measure_if_due(run)
     left = max(0, order.total_steps - state.step)
     context.emit(StageStarted(stage="train", message=f"{left} optimizer steps to go"))
+    _tell_time(run, left)
     for numbers, position in order.steps_from(state.position):
         lr = rate.at(state.step + 1)
         step = _optimizer_step(run, [run.data.train[number] for number in numbers], lr)
@@ -166,6 +169,7 @@ def _train_steps(run: _Run) -> None:
         state.seconds += step.seconds
         state.skipped_in_a_row = 0 if step.is_finite else state.skipped_in_a_row + 1
         speed.add(step.tokens, step.seconds)
+        run.expectation.step_done(len(numbers) * run.data.sequence_length, step.seconds, _teller(context))
         done = StepDone(
             step=state.step,
             total_steps=order.total_steps,
@@ -186,6 +190,17 @@ def _train_steps(run: _Run) -> None:
         if run.clock.is_due(state.step) or state.step == order.total_steps:
             _save_checkpoint(run)
         _measure_if_due(run)
+
+
+def _tell_time(run: _Run, steps: int) -> None:
+    tokens = steps * run.identity.effective_batch * run.data.sequence_length
+    sentence = run.expectation.time_sentence(tokens, steps)
+    if sentence:
+        run.context.emit(Note(message=sentence))
+
+
+def _teller(context: JobContext) -> Callable[[str], None]:
+    return lambda sentence: context.emit(Note(message=sentence))
 
 
 def _optimizer_step(run: _Run, rows: Sequence[Any], lr: float) -> _Step:
@@ -227,14 +242,17 @@ def _prepare(
     context.emit(StageStarted(stage="load model", message=f"{config.model.name} ({backend.name})"))
     optimization, training = config.optimization, config.training
     refuse_unavailable(optimization, device, resumes=known is not None)
-    micro_batch = max(1, optimization.micro_batch // micro_batch_divisor)
+    plan = plan_training(
+        config,
+        device,
+        data.sequence_length,
+        micro_batch_divisor=micro_batch_divisor,
+        calibration_file=context.calibration,
+    )
     seed_everything(training.seed)
-    checkpointing, reason = choose_checkpointing(config, device, micro_batch, data.sequence_length)
-    loaded = backend.load(_model_request(config, device, known, checkpointing=checkpointing))
-    for note in (*loaded.notes, reason):
+    loaded = backend.load(_model_request(config, device, known, checkpointing=plan.recipe.checkpointing))
+    for note in (*loaded.notes, *plan.notes):
         context.emit(Note(message=note))
-    if micro_batch < optimization.micro_batch:
-        context.emit(Note(message=_micro_batch_note(optimization.micro_batch, micro_batch, identity.effective_batch)))
     _refuse_other_vocabulary(data, loaded)
     loaded.model.train()
     accelerator = _make_accelerator(loaded)
@@ -244,6 +262,13 @@ def _prepare(
     if known:
         known.restore(optimizer, loaded.model, accelerator.scaler)
     state = known.state if known else TrainingState()
+    order = Order(
+        rows=len(data.train),
+        effective_batch=identity.effective_batch,
+        seed=training.seed,
+        epochs=training.epochs,
+        max_steps=training.max_steps,
+    )
     return _Run(
         config=config,
         context=context,
@@ -253,22 +278,13 @@ def _prepare(
         accelerator=accelerator,
         optimizer=optimizer,
         loss=loss,
-        order=Order(
-            rows=len(data.train),
-            effective_batch=identity.effective_batch,
-            seed=training.seed,
-            epochs=training.epochs,
-            max_steps=training.max_steps,
-        ),
-        micro_batch=micro_batch,
+        order=order,
+        micro_batch=plan.recipe.micro_batch,
         metrics=Metrics(context.output / METRICS, known.metrics if known else b""),
         clock=CheckpointClock(training.checkpoint_every_steps, training.checkpoint_every_minutes, state.step),
         state=state,
+        expectation=Expectation.of(plan, loaded, order.total_steps * identity.effective_batch, context.calibration),
     )
-
-
-def _micro_batch_note(wanted: int, taken: int, effective: int) -> str:
-    return f"The micro-batch is {taken} instead of {wanted} to save memory; the effective batch stays {effective}"
 
 
 def _refuse_other_vocabulary(data: PackedDataset, loaded: LoadedModel) -> None:

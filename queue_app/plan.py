@@ -4,14 +4,14 @@ A plan reads the repository and the model's configuration; it writes nothing and
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backends.devices import ANY, GIB, TIERS_GIB, Device, queue_name, tier_for_need
+from backends.devices import ANY, GIB, TIERS_GIB, USABLE_FRACTION, Device, queue_name, tier_for_need
 from backends.errors import ExitCode, ModelNotLoadable, RepotuneError
 from jobs.repository import Resolved, list_files, resolve, shown
-from jobs.spec import Config, InvalidSpec
+from jobs.spec import Config
 from queue_app.model_facts import ModelFacts, find_model_facts
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class Need:
     total_bytes: int
     #: GiB; None where no tier holds it.
     tier: int | None
+    #: Where no tier holds it: what to change, as a clause.
+    remedy: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ def make_plan(request: Request) -> Plan:
 
     Raises:
         RepositoryError: the repository or the ref cannot be read.
-        InvalidSpec: a quantization that is not there yet.
+        InvalidSpec: keys of the configuration do not go together on a device.
         TooLarge: no tier holds the training.
     """
     source = resolve(request.repository, request.ref)
@@ -166,9 +168,6 @@ def _needs(request: Request, facts: ModelFacts) -> tuple[ModelFacts, tuple[Need,
     """The need on each device; where the configuration tells no shape, none, and the facts with that problem."""
     devices = tuple(Device) if request.device == ANY else (Device(request.device),)
     configs = {device: request.config.for_device(device) for device in devices}
-    for device, config in configs.items():
-        if config.quantization.kind == "int4":
-            raise InvalidSpec(f"quantization.kind: int4 is reserved and not there yet, on {device}: use int8 or nf4.")
     if facts.config is None:
         return facts, ()
     try:
@@ -179,23 +178,20 @@ def _needs(request: Request, facts: ModelFacts) -> tuple[ModelFacts, tuple[Need,
 
 
 def _need(model_config: Mapping[str, Any], config: Config, device: Device) -> Need:
-    from backends.memory import estimate
+    """The least that the trainer can do with: it lowers the micro-batch and recomputes where memory is short."""
+    from jobs.fitting import estimator_of, recipe_of, what_would_fit
 
-    parts = estimate(
-        model_config,
-        quantization=config.quantization.kind,
-        group_size=config.quantization.group_size,
-        rank=config.lora.rank,
-        target=config.lora.target_modules,
-        micro_batch=config.optimization.micro_batch,
-        sequence_length=config.dataset.sequence_length,
-        # The least that the trainer can do with: `auto` recomputes where memory is short.
-        checkpointing=config.training.gradient_checkpointing != "off",
-        device=device.value,
+    estimator = estimator_of(model_config)
+    recipe = replace(recipe_of(config, device), micro_batch=1)
+    parts = estimator(recipe)
+    tier = tier_for_need(parts.total, device)
+    return Need(
+        device=device,
+        parts={field.name: int(getattr(parts, field.name)) for field in fields(parts)},
+        total_bytes=parts.total,
+        tier=tier,
+        remedy="" if tier else what_would_fit(recipe, int(TIERS_GIB[-1] * GIB * USABLE_FRACTION[device]), estimator),
     )
-    names = ("weights", "adapters", "optimizer", "activations", "attention", "loss", "overhead")
-    by_part = {name: int(getattr(parts, name)) for name in names}
-    return Need(device=device, parts=by_part, total_bytes=int(parts.total), tier=tier_for_need(parts.total, device))
 
 
 def _tier(needs: Sequence[Need]) -> int:
@@ -204,7 +200,6 @@ def _tier(needs: Sequence[Need]) -> int:
         if need.tier is None:
             raise TooLarge(
                 f"The training needs {need.total_bytes / GIB:.1f} GiB on {need.device}, more than any machine of "
-                f"{TIERS_GIB[-1]} GB offers: take a smaller model, a shorter dataset.sequence_length or a smaller "
-                "optimization.micro_batch."
+                f"{TIERS_GIB[-1]} GB offers: {need.remedy}."
             )
     return max((need.tier or TIERS_GIB[0] for need in needs), default=TIERS_GIB[0])

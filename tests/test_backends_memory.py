@@ -7,8 +7,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTBigCodeConfig, Lla
 from backends import memory
 from backends.contract import AdapterRequest, ModelRequest
 from backends.devices import Device
-from backends.memory import estimate
+from backends.memory import Recipe
+from backends.memory import estimate as estimate_recipe
 from backends.registry import open_backend
+from backends.shape import adapted_linears, read_shape
 
 SIZES = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2}
 TOKENS = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -31,6 +33,10 @@ STARCODER2_3B = {
     "num_attention_heads": 24,
     "num_key_value_heads": 2,
 }
+
+
+def estimate(model_config, **recipe):
+    return estimate_recipe(model_config, Recipe(**recipe))
 
 
 def stored_bytes(model):
@@ -82,10 +88,11 @@ def test_activations_are_those_that_autograd_keeps(family, dtype, tmp_path):
     config, length = CONFIGS[family], 256
     model = lora_model(config, dtype, tmp_path)
     kept = kept_bytes(model, length)
-    shape = memory.read_shape(config)
-    adapted = memory._adapted(shape, "all-linear")
+    shape = read_shape(config)
+    adapted = adapted_linears(shape, "all-linear")
     width = dtype.itemsize
-    expected = length * shape.layers * memory._kept_per_token(shape, adapted, 4, width)
+    recipe = Recipe(rank=4, compute_bytes=width)
+    expected = length * shape.layers * memory._kept_per_token(shape, adapted, recipe)
     assert expected + length * length * width == pytest.approx(kept, rel=0.1)
 
 

@@ -9,7 +9,6 @@ import pytest
 from backends.devices import Device, tier_for_need
 from jobs.config import load_config
 from jobs.repository import RepositoryError
-from jobs.spec import InvalidSpec
 from queue_app.gguf_header import NotGguf, read_gguf_header
 from queue_app.model_facts import find_model_facts
 from queue_app.plan import Request, TooLarge, dataset_queue, make_plan, repository_name
@@ -96,8 +95,8 @@ def test_the_section_of_a_device_counts(tiny_repository):
 
 
 def test_a_training_that_fits_nowhere_is_refused(tiny_repository):
-    huge = ["dataset.sequence_length=131072", "optimization.micro_batch=4096"]
-    with pytest.raises(TooLarge, match=r"needs .* GiB on cpu, more than any machine"):
+    huge = ["dataset.sequence_length=131072", "training.gradient_checkpointing=off"]
+    with pytest.raises(TooLarge, match=r"on cpu, more than .* offers: set training.gradient_checkpointing to auto"):
         a_plan(tiny_repository, "cpu", huge)
 
 
@@ -117,9 +116,10 @@ def test_a_configuration_without_a_shape_is_not_a_defect(tiny_repository, tmp_pa
     assert "does not tell its shape" in text_of(plan, [])
 
 
-def test_a_quantization_that_is_not_there_yet_is_refused(tiny_repository):
-    with pytest.raises(InvalidSpec, match="int4 is reserved"):
-        a_plan(tiny_repository, "cuda", ["cuda.quantization.kind=int4"])
+def test_the_need_is_the_least_that_the_trainer_can_do_with(tiny_repository):
+    one, many = (a_plan(tiny_repository, "cpu", [f"optimization.micro_batch={rows}"]) for rows in (1, 16))
+    assert one.need_bytes == many.need_bytes
+    assert a_plan(tiny_repository, "cpu", ["quantization.kind=int4"]).need_bytes < one.need_bytes
 
 
 def test_a_plan_says_that_no_worker_is_there(tiny_repository):

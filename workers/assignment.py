@@ -30,6 +30,8 @@ class Assignment:
     resume_from: str | None = None
     #: The micro-batch is divided by this after running out of memory.
     micro_batch_divisor: int = 1
+    #: File where this machine keeps what its trainings took.
+    calibration: str | None = None
 
     def write(self, workdir: Path) -> None:
         """Write `workdir`/assignment.json, readable by its owner only."""

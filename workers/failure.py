@@ -7,11 +7,15 @@ from jobs.events import Failed
 from jobs.spec import InvalidSpec
 from jobs.states import Cause
 
+#: Of `jobs.planner`: every saving was weighed already.
+_DOES_NOT_FIT = "DoesNotFit"
+
 
 def failure_of(error: BaseException) -> Failed:
     """The event that tells why the job could not go on."""
     details = "".join(traceback.format_exception(error))
-    return Failed(cause=_cause(error), message=sentence_of(error), details=details)
+    final = type(error).__name__ == _DOES_NOT_FIT
+    return Failed(cause=_cause(error), message=sentence_of(error), details=details, final=final)
 
 
 def sentence_of(error: BaseException) -> str:
@@ -28,6 +32,6 @@ def sentence_of(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> Cause:
-    if type(error).__name__ in {"OutOfMemory", "OutOfMemoryError"} or isinstance(error, MemoryError):
+    if type(error).__name__ in {_DOES_NOT_FIT, "OutOfMemory", "OutOfMemoryError"} or isinstance(error, MemoryError):
         return Cause.OUT_OF_MEMORY
     return Cause.BAD_SPEC if isinstance(error, InvalidSpec) else Cause.USER_ERROR

@@ -21,13 +21,16 @@ class ForegroundFailed(RepotuneError):
     """The job stopped on something that is no `RepotuneError`, e.g. a full disk."""
 
 
-def run_in_foreground(job: Callable[[JobContext], dict[str, Any]], output: Path, *, to_stderr: bool) -> dict[str, Any]:
+def run_in_foreground(
+    job: Callable[[JobContext], dict[str, Any]], output: Path, *, to_stderr: bool, calibration: Path | None = None
+) -> dict[str, Any]:
     """Run `job` with a context whose events are shown here and whose stop flag is Ctrl-C.
 
     Args:
         job: takes the context, returns the result.
         output: folder that the job writes into.
         to_stderr: show events on standard error, because standard output is for JSON.
+        calibration: file where this machine keeps what its trainings took.
 
     Raises:
         StopRequested: Ctrl-C was pressed once and the job saved what it had.
@@ -35,7 +38,7 @@ def run_in_foreground(job: Callable[[JobContext], dict[str, Any]], output: Path,
     """
     stop = threading.Event()
     with _ctrl_c(stop), open_display(to_stderr=to_stderr) as display:
-        context = JobContext(output=output, emit=display.show, should_stop=stop.is_set)
+        context = JobContext(output=output, emit=display.show, should_stop=stop.is_set, calibration=calibration)
         try:
             return job(context)
         except OSError as error:

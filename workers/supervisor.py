@@ -9,10 +9,12 @@ import logging
 import shutil
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from backends.calibration import FILE as CALIBRATION
 from backends.errors import ExitCode, RepotuneError
 from jobs.events import Event, Failed, Finished, Note, StageStarted, Stopped
 from jobs.spec import Config, JobSpec, Kind
@@ -90,7 +92,10 @@ class Supervisor:
         if free_bytes(runtime.machine.device) is None:
             self._tell(Note(message="Free GPU memory is not known here: install nvidia-ml-py to have it checked."))
         device = runtime.machine.device.value
-        assignment = prepare(record, device, self._workdir, runtime.store, runtime.artifacts)
+        assignment = replace(
+            prepare(record, device, self._workdir, runtime.store, runtime.artifacts),
+            calibration=str(runtime.settings.home / CALIBRATION),
+        )
         if self._must_drop() or self._wanted():
             return End(last=None, stop=self._wanted(), exit_code=0, log="")
         trainer = TrainerProcess(assignment, self._workdir, runtime.settings.cache)
@@ -189,25 +194,24 @@ class Supervisor:
                 return
 
     def _fail(self, failed: Failed) -> None:
-        if failed.cause != Cause.OUT_OF_MEMORY:
-            self._finish(State.FAILED, Cause(failed.cause), failed.message)
-            return
-        micro_batch = self._micro_batch()
-        if micro_batch > 1:
-            half = (
-                f"Out of memory with a micro-batch of {micro_batch}: going on with half, and the same effective batch."
-            )
-            self._give_back(Cause.OUT_OF_MEMORY, half, halve_memory=True)
+        saving = self._next_saving() if failed.cause == Cause.OUT_OF_MEMORY and not failed.final else ""
+        if saving:
+            self._give_back(Cause.OUT_OF_MEMORY, f"Out of memory {saving}.", halve_memory=True)
         else:
-            self._finish(State.FAILED, Cause.OUT_OF_MEMORY, failed.message)
+            self._finish(State.FAILED, Cause(failed.cause), failed.message)
 
-    def _micro_batch(self) -> int:
-        """The micro-batch of this attempt; 1 where there is nothing to halve."""
+    def _next_saving(self) -> str:
+        """How the next attempt takes less memory than this one, as `jobs.planner` will; "" where it cannot."""
         record = self._claim.record
-        spec = JobSpec.model_validate_json(record.spec)
-        if spec.kind is not Kind.TRAINING:
-            return 1
-        return max(1, self._config().optimization.micro_batch >> record.memory_halvings)
+        if JobSpec.model_validate_json(record.spec).kind is not Kind.TRAINING:
+            return ""
+        config = self._config()
+        micro_batch = config.optimization.micro_batch >> record.memory_halvings
+        if micro_batch > 1:
+            return f"with a micro-batch of {micro_batch}: going on with half, and the same effective batch"
+        if micro_batch == 1 and config.training.gradient_checkpointing == "auto":
+            return "with a micro-batch of 1: going on with gradient checkpointing"
+        return ""
 
     def _died(self, end: End) -> None:
         """No last word: killed from outside, most often by the kernel for want of memory."""

@@ -37,7 +37,12 @@ def run(assignment: Assignment, workdir: Path, stop: threading.Event) -> None:
     events = EventFile(workdir / EVENTS)
     output = workdir / OUTPUT
     output.mkdir(exist_ok=True)
-    context = JobContext(output=output, emit=events.write, should_stop=stop.is_set)
+    context = JobContext(
+        output=output,
+        emit=events.write,
+        should_stop=stop.is_set,
+        calibration=Path(assignment.calibration) if assignment.calibration else None,
+    )
     try:
         # Imported here: the signal handlers and the parent watch stand before torch loads.
         from workers.run import run_assignment

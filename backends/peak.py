@@ -1,0 +1,81 @@
+"""The peak of this process's memory on its device over a stretch of work, as the system counted it.
+
+On cpu only anonymous memory counts, with what is mapped from the model's files: pages of shared libraries can be
+dropped and read again. Linux resets its high-water mark on request; elsewhere the mark is of the whole process's life.
+"""
+
+import resource
+import sys
+from pathlib import Path
+
+from backends.devices import Device
+
+_PROC = Path("/proc/self")
+_KIB = 1024
+#: What writing this to clear_refs does: the high-water mark of the resident set becomes its size now.
+_RESET_MARK = "5"
+
+
+class Peak:
+    """Watches from its creation on."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._libraries = _mapped_bytes()
+        _reset(device)
+
+    def bytes(self) -> int:
+        """The most that was held at a time since the beginning, in bytes; 0 where the system does not tell."""
+        if self._device is Device.CPU:
+            return _cpu_peak(self._libraries)
+        return _gpu_peak(self._device)
+
+
+def _reset(device: Device) -> None:
+    if device is Device.CUDA:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    if device is Device.CPU:
+        try:
+            (_PROC / "clear_refs").write_text(_RESET_MARK, encoding="ascii")
+        except OSError:  # no Linux, or a container that forbids it: the mark is then of the whole life
+            return
+
+
+def _cpu_peak(libraries: int) -> int:
+    mark = _status().get("VmHWM")
+    if mark is None:
+        # Bytes on macOS, KiB elsewhere.
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else _KIB)
+    return max(0, mark - libraries)
+
+
+def _gpu_peak(device: Device) -> int:
+    import torch
+
+    if device is Device.CUDA:
+        free, whole = torch.cuda.mem_get_info()
+        # What the driver's context takes is on the device beside torch's own memory; other programs' too.
+        context = max(0, int(whole) - int(free) - int(torch.cuda.memory_reserved()))
+        return int(torch.cuda.max_memory_allocated()) + min(context, _LARGEST_CONTEXT)
+    return int(torch.mps.driver_allocated_memory())
+
+
+#: A context beyond this is another program's memory.
+_LARGEST_CONTEXT = 600 * 1024**2
+
+
+def _mapped_bytes() -> int:
+    """Resident pages of files: libraries, before a model is there."""
+    return _status().get("RssFile", 0)
+
+
+def _status() -> dict[str, int]:
+    """Sizes in bytes that Linux tells of this process; {} elsewhere."""
+    try:
+        lines = (_PROC / "status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    fields = (line.split() for line in lines if line.startswith(("Vm", "Rss")))
+    return {name.rstrip(":"): int(size) * _KIB for name, size, *_ in fields}
