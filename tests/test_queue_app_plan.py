@@ -95,7 +95,7 @@ def test_the_section_of_a_device_counts(tiny_repository):
 
 
 def test_a_training_that_fits_nowhere_is_refused(tiny_repository):
-    huge = ["dataset.sequence_length=131072", "training.gradient_checkpointing=off"]
+    huge = ["dataset.sequence_length=131072", 'training.gradient_checkpointing="off"']
     with pytest.raises(TooLarge, match=r"on cpu, more than .* offers: set training.gradient_checkpointing to auto"):
         a_plan(tiny_repository, "cpu", huge)
 
