@@ -152,3 +152,11 @@ def test_a_wrong_setting_is_named_with_its_variable():
     done = program("repotune", "jobs", REPOTUNE_BROKER_URL="http://somewhere")
     assert done.returncode == ExitCode.USAGE
     assert "REPOTUNE_BROKER_URL" in done.stderr
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda", "any"])
+def test_validate_refuses_what_does_not_go_together_on_a_device(device, tmp_path):
+    told = program("repotune", "validate", "--repo", tmp_path, "--device", device, "--set", "quantization.compute=int8")
+    assert told.returncode == ExitCode.USAGE
+    assert "quantization.compute: int8" in told.stderr
+    assert "configuration  ok" not in told.stdout + told.stderr

@@ -14,10 +14,13 @@ from queue_app.commands.request import read_request, request_flags
 @json_flag
 def validate(as_json: bool, **flags: object) -> None:
     """Check configuration, repository, model and device, line by line. Starts nothing, needs no broker."""
+    from backends.devices import ANY, Device
     from queue_app.plan import make_plan, refuse_unloadable
     from queue_app.plan_text import model_line, needs_lines, plan_as_json, source_line
 
     request = read_request(**flags)  # type: ignore[arg-type]
+    for device in Device if request.device == ANY else (Device(request.device),):
+        request.config.for_device(device)  # refuses keys that do not go together there
     say(f"configuration  ok: {flags['config'] or 'the default'}", as_json=as_json)
     plan = make_plan(request)
     say(f"repository     ok: {source_line(plan)}", as_json=as_json)
