@@ -56,11 +56,13 @@ def worker(device: str | None, name: str | None, memory_gib: float | None, local
     everything now.
     """
     from queue_app.connection import connect
+    from workers.device_test import proven
     from workers.machine import describe, find_machine
 
     machine = find_machine(Device(device) if device else None, memory_gib)
     connection = connect(local=local)
     connection.store.ping()
+    machine = proven(machine, connection.settings.self_test)
     say(describe(machine), as_json=as_json)
     from workers.worker import serve
 
@@ -142,12 +144,15 @@ def train(
 
     The first Ctrl-C saves a checkpoint and leaves (`--resume` goes on from it); the second ends at once.
     """
+    from backends.calibration import FILE as CALIBRATION
     from jobs.context import JobContext, StopRequested
+    from queue_app.settings import load_settings
+    from workers.device_test import proven
     from workers.foreground import leave_interrupted, run_in_foreground
     from workers.machine import find_machine
 
     configuration = _read_config(config, settings, {"model.name": model, "training.max_steps": max_steps})
-    machine = find_machine(Device(device) if device else None)
+    machine = proven(find_machine(Device(device) if device else None), load_settings().self_test)
     say(f"Training on {machine.device}, {machine.device_name}: {machine.reason}", as_json=as_json)
 
     def job(context: JobContext) -> dict[str, Any]:
@@ -157,7 +162,7 @@ def train(
         return run_training(configuration, dataset_folder, machine.device, context, resume_from=checkpoints)
 
     try:
-        result = run_in_foreground(job, output, to_stderr=as_json)
+        result = run_in_foreground(job, output, to_stderr=as_json, calibration=load_settings().home / CALIBRATION)
     except StopRequested:
         leave_interrupted(f"Stopped; run the same command with --resume to go on from {output / 'checkpoints'}.")
         return
