@@ -28,6 +28,8 @@ def attach(model: Any, request: AdapterRequest, seed: int) -> Any:
     """
     import torch
 
+    from backends.fusion import fuse
+
     _check_linear_layers(model)
     devices = [parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"][:1]
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
@@ -35,8 +37,11 @@ def attach(model: Any, request: AdapterRequest, seed: int) -> Any:
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         torch.manual_seed(seed)
         if request.resume_from is None:
-            return _fresh(model, request)
-        return _resumed(model, request.resume_from, request.dropout)
+            adapted = _fresh(model, request)
+        else:
+            adapted = _resumed(model, request.resume_from, request.dropout)
+        fuse(adapted)
+        return adapted
 
 
 def _fresh(model: Any, request: AdapterRequest) -> Any:
@@ -49,6 +54,7 @@ def _fresh(model: Any, request: AdapterRequest) -> Any:
         lora_dropout=request.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_rslora=request.rslora,
+        use_dora=request.dora,
         bias="none",
         task_type="CAUSAL_LM",
     )

@@ -1,10 +1,9 @@
 """The steps that every backend shares: base weights, adapter, gradient checkpointing, and what to tell a person."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from backends import adapters, hardware, models
+from backends import adapters, attention, checkpointing, hardware, models
 from backends.contract import LoadedModel, ModelRequest
 from backends.devices import Device
 from backends.errors import BackendUnavailable
@@ -30,45 +29,47 @@ def load_model(request: ModelRequest, precision: Precision, quantization_config:
     """
     import torch
 
-    # Checkpointing on mps recomputes with fresh dropout masks, which makes gradients silently wrong.
-    dropout = request.device is not Device.MPS
     hardware.prepare(request.device)
+    chosen: list[attention.Choice] = []
+
+    def choose(config: Any) -> str | None:
+        chosen.append(attention.choose(config, request.device, request.attention))
+        return chosen[-1].implementation
+
     base = models.load_base(
         request.name,
         request.revision,
         dtype=precision.dtype,
         device=request.device.value,
         quantization_config=quantization_config,
-        dropout=dropout,
+        attention=choose,
     )
-    adapter = request.adapter if dropout else replace(request.adapter, dropout=0.0)
-    model = adapters.attach(base, adapter, request.seed)
-    _set_checkpointing(model, request.gradient_checkpointing)
+    model = adapters.attach(base, request.adapter, request.seed)
+    # A cache of keys and values is of no use in training, and hides the bounds of packed documents from the mask.
+    model.config.use_cache = False
+    if request.gradient_checkpointing:
+        _recompute(model.get_base_model(), request.device)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return LoadedModel(
         model=model,
         torch_device=torch.device(request.device.value),
         compute_dtype=precision.dtype,
         needs_scaler=precision.needs_scaler,
-        notes=_notes(model, precision, dropout=dropout),
+        notes=(
+            precision.reason,
+            f"{trainable:,} trainable parameters",
+            *(choice.note for choice in chosen),
+            *hardware.policy_notes(request.device),
+        ),
         memory_in_use=partial(hardware.memory_in_use, request.device),
+        news=hardware.watch(request.device, base),
     )
 
 
-def _set_checkpointing(model: Any, checkpointing: bool) -> None:
-    # A cache of keys and values is of no use in training, and hides the bounds of packed documents from the mask.
-    model.config.use_cache = False
-    if not checkpointing:
-        return
-    base = model.get_base_model()
+def _recompute(base: Any, device: Device) -> None:
+    """Let every decoder layer compute its activations again in the backward pass."""
+    arguments = checkpointing.arguments(device)
     if hasattr(base, "activation_checkpointing_enable"):  # transformers 5.23 renamed it
-        base.activation_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable(arguments)
     else:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _notes(model: Any, precision: Precision, *, dropout: bool) -> tuple[str, ...]:
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    notes = [precision.reason, f"{trainable:,} trainable parameters"]
-    if not dropout:
-        notes.append("dropout is 0 on Apple GPUs: recomputed activations would see other dropout masks")
-    return tuple(notes)
+        base.gradient_checkpointing_enable(arguments)

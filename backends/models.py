@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,11 @@ def load_base(
     dtype: Any,
     device: str,
     quantization_config: Any = None,
-    dropout: bool = True,
+    attention: Callable[[Any], str | None] = lambda _config: None,
 ) -> Any:
     """The pretrained model with its weights on `device`, tensor by tensor.
+
+    Every dropout of its own is 0: it served the pretraining, and an adapter, which has one, gains nothing by it.
 
     Args:
         name: Hub id, folder, or path of a .gguf file.
@@ -124,7 +126,7 @@ def load_base(
         dtype: `torch.dtype` of the weights that are not quantised.
         device: Where the weights go, as torch names it.
         quantization_config: As `from_pretrained` takes it.
-        dropout: False sets every dropout of the model's configuration to 0.
+        attention: Gives the attention for the model's configuration, as `from_pretrained` takes it.
 
     Raises:
         ModelNotLoadable: whatever keeps the model from loading whole.
@@ -134,8 +136,7 @@ def load_base(
     folder = _local_folder(name, revision, [*_SMALL_FILES, "*.safetensors"])
     config = _read_config(name, folder)
     quantization_config = _agreed_quantization(name, config, quantization_config)
-    if not dropout:
-        _switch_dropout_off(config)
+    _switch_dropout_off(config)
     with _quiet():
         try:
             model, loading = AutoModelForCausalLM.from_pretrained(
@@ -144,6 +145,7 @@ def load_base(
                 dtype=dtype,
                 device_map={"": device},
                 quantization_config=quantization_config,
+                attn_implementation=attention(config),
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,

@@ -183,6 +183,8 @@ def _train_steps(run: _Run) -> None:
         )
         run.metrics.append(done)
         context.emit(done)
+        for line in run.loaded.news():
+            context.emit(Note(message=line))
         if not step.is_finite:
             _tell_skipped(run)
         if context.should_stop():

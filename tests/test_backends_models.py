@@ -94,12 +94,12 @@ def test_weights_that_lack_a_tensor_are_refused_and_not_made_up(tiny_model_folde
         models.load_base(str(tmp_path), dtype=torch.float32, device="cpu")
 
 
-def test_dropout_can_be_switched_off(tiny_model_folder, tmp_path):
+def test_the_dropouts_of_the_model_itself_are_off(tiny_model_folder, tmp_path):
     shutil.copytree(tiny_model_folder, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     config |= {"residual_dropout": 0.1, "attention_dropout": 0.1, "embedding_dropout": 0.1}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    model = models.load_base(str(tmp_path), dtype=torch.float32, device="cpu", dropout=False).train()
+    model = models.load_base(str(tmp_path), dtype=torch.float32, device="cpu").train()
     ids = torch.arange(8)[None]
     assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
 
