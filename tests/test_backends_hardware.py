@@ -61,27 +61,43 @@ def test_a_lack_of_memory_is_recognised_by_its_text(text):
     assert not hardware.is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
-def test_on_apple_gpus_all_dropout_is_off_and_that_is_said(monkeypatch, tiny_model_folder):
-    from backends import loading
+@pytest.fixture
+def on_metal(monkeypatch, tiny_model_folder):
+    """Load a model as on an Apple GPU; its weights lie on the CPU."""
+    from backends import loading, mps
     from backends.contract import ModelRequest
 
-    asked = {}
-
-    def load_on_cpu(name, revision=None, *, dtype, device, quantization_config=None, dropout=True):
-        asked.update(device=device, dropout=dropout)
-        return real(name, revision, dtype=dtype, device="cpu", dropout=dropout)
-
     real = loading.models.load_base
-    monkeypatch.setattr(loading.models, "load_base", load_on_cpu)
+    monkeypatch.setattr(
+        loading.models, "load_base", lambda *names, device, **rest: real(*names, device=device and "cpu", **rest)
+    )
     monkeypatch.setattr("torch.mps.set_per_process_memory_fraction", lambda _: None)
-    adapter = AdapterRequest(rank=2, alpha=4, dropout=0.1)
-    request = ModelRequest(name=str(tiny_model_folder), adapter=adapter, device=Device.MPS)
-    loaded = loading.load_model(request, hardware.precision(Device.MPS))
-    assert asked == {"device": "mps", "dropout": False}
-    assert loaded.model.peft_config["default"].lora_dropout == 0.0
-    rates = [module.p for module in loaded.model.modules() if isinstance(module, torch.nn.Dropout)]
-    assert not any(rates)
-    assert any("dropout is 0" in note for note in loaded.notes)
+    monkeypatch.setattr(mps._fallbacks, "listen", lambda: None)
+    for name, value in mps.environment({}).items():
+        monkeypatch.setenv(name, value)
+    request = ModelRequest(
+        name=str(tiny_model_folder),
+        adapter=AdapterRequest(rank=2, alpha=4, dropout=0.1),
+        device=Device.MPS,
+        gradient_checkpointing=True,
+    )
+    return loading.load_model(request, hardware.mps_precision("Apple M1", "15.0"))
+
+
+def test_on_apple_gpus_only_the_adapter_drops_out_and_its_masks_are_restored(on_metal):
+    config = on_metal.model.get_base_model().config
+    assert config.residual_dropout == config.attention_dropout == config.embedding_dropout == 0
+    assert on_metal.model.peft_config["default"].lora_dropout == 0.1
+    layer = on_metal.model.get_base_model().model.layers[0]
+    functions = [value for name, value in vars(layer).items() if name.endswith("checkpointing_func")]
+    assert all("context_fn" in function.keywords for function in functions)
+    assert functions
+
+
+def test_on_apple_gpus_the_policy_is_told_and_news_are_watched(on_metal):
+    assert set(hardware.policy_notes(Device.MPS)) <= set(on_metal.notes)
+    assert on_metal.needs_scaler
+    assert on_metal.news() == ()
 
 
 def test_memory_in_use_on_a_cpu_grows_with_what_is_held():
