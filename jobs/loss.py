@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
 
+from backends.head import IGNORED, summed_loss, summed_loss_of_logits
+from backends.logits import LogitShape, find_shape
 from jobs import shards
-
-#: Tokens whose logits exist at a time: 256 x 49152 x 4 bytes = 50 MB.
-CHUNK = 256
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -53,64 +50,26 @@ class NextTokenLoss:
     """Cross-entropy of a PEFT causal language model, summed over the label tokens of a batch."""
 
     model: Any
-    #: Whether the logits are just the head applied to the decoder's output, so that chunks are exact.
-    has_plain_head: bool
+    #: What the model makes of its head's product; None where only the model knows, whose logits then exist as a whole.
+    shape: LogitShape | None
 
     @classmethod
     def of(cls, model: Any, device: torch.device) -> "NextTokenLoss":
         """Find out, by comparing both ways on one short row, whether the logits may be computed in chunks."""
-        return cls(model, _has_plain_head(model, device))
+        return cls(model, find_shape(model, device))
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """The summed loss: a float32 scalar on the device, with gradients where they are enabled."""
-        targets = batch.labels[:, 1:].reshape(-1)
-        if self.has_plain_head:
-            states = _hidden_states(self.model, batch.ids, batch.position_ids)
-            head = self.model.get_base_model().get_output_embeddings()
-        else:
-            states = _logits(self.model, batch.ids, batch.position_ids)
-            head = torch.nn.Identity()
-        return _chunked(head, states[:, :-1].flatten(0, 1), targets)
-
-
-def _chunked(head: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    total = torch.zeros((), dtype=torch.float32, device=states.device)
-    for chunk, labels in zip(states.split(CHUNK), targets.split(CHUNK), strict=True):
-        if torch.is_grad_enabled():
-            # The chunk's logits are dropped and computed again in the backward pass.
-            total = total + checkpoint(_cross_entropy, head, chunk, labels, use_reentrant=False)
-        else:
-            total = total + _cross_entropy(head, chunk, labels)
-    return total
-
-
-def _cross_entropy(head: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    logits = head(states).float()
-    return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
-
-
-def _hidden_states(model: Any, ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    decoder = model.get_base_model().base_model
-    return decoder(input_ids=ids, attention_mask=None, position_ids=position_ids, use_cache=False)[0]
-
-
-def _logits(model: Any, ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    return model(input_ids=ids, attention_mask=None, position_ids=position_ids, use_cache=False).logits
-
-
-def _has_plain_head(model: Any, device: torch.device) -> bool:
-    """Some models scale or cap their logits after the head; for those chunks of the head alone would be wrong."""
-    head = model.get_base_model().get_output_embeddings()
-    if head is None:
-        return False
-    ids = torch.arange(8, device=device)[None] % head.weight.shape[0]
-    positions = torch.arange(8, device=device)[None]
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            logits = _logits(model, ids, positions)
-            same = torch.allclose(head(_hidden_states(model, ids, positions)), logits, rtol=1e-3, atol=1e-3)
-    finally:
-        model.train(training)
-    return bool(same)
+        # Targets move, not states: a shifted slice of the states would be a copy of them.
+        targets = torch.nn.functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED).flatten()
+        row = {
+            "input_ids": batch.ids,
+            "attention_mask": None,
+            "position_ids": batch.position_ids,
+            "use_cache": False,
+        }
+        if self.shape is None:
+            return summed_loss_of_logits(self.model(**row).logits.flatten(0, 1), targets)
+        base = self.model.get_base_model()
+        states = base.base_model(**row)[0]
+        return summed_loss(base.get_output_embeddings(), self.shape, states.flatten(0, 1), targets)

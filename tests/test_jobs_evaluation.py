@@ -9,6 +9,7 @@ from transformers import Starcoder2Config, Starcoder2ForCausalLM
 
 from backends.adapters import attach
 from backends.contract import AdapterRequest
+from backends.logits import LogitShape
 from jobs import shards
 from jobs.evaluation import HeldOut, NoHeldOutRows, evaluation_rows, measure
 from jobs.loss import Batch, NextTokenLoss, count_labels, make_batch
@@ -135,14 +136,12 @@ def test_the_loss_and_its_gradient_are_those_of_full_logits(model):
     # Longer than a chunk, and not a multiple of it.
     batch = make_batch([row_of(60, 40, seed=seed) for seed in range(7)], CPU)
     loss = NextTokenLoss.of(model, CPU)
-    assert loss.has_plain_head
+    assert loss.shape == LogitShape()
     expected, expected_gradient = gradients(model, full_loss, batch)
     found, gradient = gradients(model, lambda _model, batch: loss(batch), batch)
     assert found == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
-    whole, whole_gradient = gradients(
-        model, lambda _model, batch: NextTokenLoss(model, has_plain_head=False)(batch), batch
-    )
+    whole, whole_gradient = gradients(model, lambda _model, batch: NextTokenLoss(model, shape=None)(batch), batch)
     assert whole == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(whole_gradient, expected_gradient, rtol=1e-4, atol=1e-5)
 
@@ -169,7 +168,7 @@ def test_a_model_that_changes_its_logits_after_the_head_is_noticed(model):
         loss = NextTokenLoss.of(model, CPU)
     finally:
         hook.remove()
-    assert not loss.has_plain_head
+    assert loss.shape is None
 
 
 def cap(output):
