@@ -8,9 +8,9 @@ with the gate are computed again in the backward pass, which is cheap, where kee
 Products run in the type of the input; adapters stay fp32 and receive fp32 gradients.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -72,6 +72,32 @@ def _flat(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+class Recipe(Protocol):
+    """How the output of a norm is computed again from what the norm keeps anyway."""
+
+    kept: tuple[torch.Tensor | None, ...]
+
+    def cook(self, kept: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The output, from `kept` as autograd gives it back."""
+
+
+_RECIPE = "_repotune_recipe"
+
+
+def _keep(ctx: Any, x: torch.Tensor, *others: torch.Tensor | None) -> None:
+    """Save `others`, and `x` or, where there is one, what its recipe needs: the norm has kept that already."""
+    ctx.recipe = getattr(x, _RECIPE, None)
+    ctx.others = len(others)
+    ctx.save_for_backward(*others, *(ctx.recipe.kept if ctx.recipe else (x,)))
+
+
+def _kept(ctx: Any) -> tuple[torch.Tensor, ...]:
+    """What `_keep` was given: `x` first."""
+    saved = ctx.saved_tensors
+    others, rest = saved[: ctx.others], saved[ctx.others :]
+    return (ctx.recipe.cook(rest) if ctx.recipe else rest[0], *others)
+
+
 class _Adapted(torch.autograd.Function):
     """One projection."""
 
@@ -80,14 +106,14 @@ class _Adapted(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, _down: torch.Tensor, _up: torch.Tensor, projection: Projection
     ) -> torch.Tensor:
         out, inner = projection.multiply(_flat(x))
-        ctx.save_for_backward(x, inner)
+        _keep(ctx, x, inner)
         ctx.projection = projection
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, inner = ctx.saved_tensors
+        x, inner = _kept(ctx)
         to_rows, to_down, to_up = ctx.projection.multiply_back(_flat(gradient), _flat(x), inner)
         return to_rows.view(x.shape), to_down, to_up, None
 
@@ -145,7 +171,7 @@ class _Dora(torch.autograd.Function):
         factors = magnitudes.factors(projection, x.dtype)
         out, inner = replace(projection, bias=None).multiply(_flat(x))
         out.mul_(factors.to(out.dtype))
-        ctx.save_for_backward(x, inner, out, factors)
+        _keep(ctx, x, inner, out, factors)
         ctx.projection, ctx.magnitudes = projection, magnitudes
         # `out` is kept without the bias: the gradient of m needs it so.
         result = out if projection.bias is None else out + projection.bias
@@ -154,7 +180,7 @@ class _Dora(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, inner, out, factors = ctx.saved_tensors
+        x, inner, out, factors = _kept(ctx)
         rows, learned = _flat(gradient), ctx.magnitudes.learned
         along = (rows * out).sum(dim=0, dtype=torch.float32)
         to_learned = torch.where(learned == 0, 0, along / learned).to(learned.dtype)
@@ -198,14 +224,14 @@ class _AdaptedMlp(torch.autograd.Function):
         gate, gate_inner = mlp.gate.multiply(rows) if mlp.gate else (None, None)
         wide, wide_inner = mlp.wide.multiply(rows)
         out, narrow_inner = mlp.narrow.multiply(mlp.middle(gate, wide))
-        ctx.save_for_backward(x, gate, wide, gate_inner, wide_inner, narrow_inner)
+        _keep(ctx, x, gate, wide, gate_inner, wide_inner, narrow_inner)
         ctx.mlp = mlp
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, gate, wide, gate_inner, wide_inner, narrow_inner = ctx.saved_tensors
+        x, gate, wide, gate_inner, wide_inner, narrow_inner = _kept(ctx)
         mlp, rows = ctx.mlp, _flat(x)
         middle, to_sources = _differentiable_middle(mlp, gate, wide)
         to_middle, *of_narrow = mlp.narrow.multiply_back(_flat(gradient), middle.detach(), narrow_inner)
@@ -239,20 +265,32 @@ def adapted_mlp(x: torch.Tensor, mlp: Mlp) -> torch.Tensor:
     return result
 
 
+@dataclass(frozen=True)
+class _RmsRecipe:
+    """x / rms(x) * weight; `kept` is x, 1 / rms(x) and the weight."""
+
+    kept: tuple[torch.Tensor | None, ...]
+
+    def cook(self, kept: Sequence[torch.Tensor]) -> torch.Tensor:
+        x, inverse, weight = kept
+        return (x * inverse).to(x.dtype).mul_(weight)
+
+
 class _RmsNorm(torch.autograd.Function):
     """x / rms(x) * weight with a frozen weight: keeps x and one number a token."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         inverse = square.div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, inverse, weight)
-        return (wide * inverse).to(x.dtype).mul_(weight)
+        ctx.mark_non_differentiable(inverse)
+        return _RmsRecipe(()).cook((x, inverse, weight)), inverse
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor, _inverse: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         x, inverse, weight = ctx.saved_tensors
         wide = x.to(inverse.dtype)
         weighted = gradient * weight.to(inverse.dtype)
@@ -262,6 +300,31 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Root-mean-square norm over the last dimension (Zhang and Sennrich 2019), statistics in fp32 at least."""
-    result: torch.Tensor = _RmsNorm.apply(x, weight, epsilon)
+    """Root-mean-square norm over the last dimension (Zhang and Sennrich 2019), statistics in fp32 at least.
+
+    The functions above keep what it was made of instead of the result.
+    """
+    result, inverse = _RmsNorm.apply(x, weight, epsilon)
+    setattr(result, _RECIPE, _RmsRecipe((x.detach(), inverse, weight)))
+    return result
+
+
+@dataclass(frozen=True)
+class _LayerNormRecipe:
+    """(x - mean) * inverse * weight + bias; `kept` is x, mean, inverse deviation, weight and bias."""
+
+    kept: tuple[torch.Tensor | None, ...]
+
+    def cook(self, kept: Sequence[torch.Tensor]) -> torch.Tensor:
+        x, mean, inverse, weight, bias = kept
+        result = ((x - mean) * inverse).to(x.dtype)
+        if weight is not None:
+            result.mul_(weight)
+        return result if bias is None else result.add_(bias)
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, epsilon: float) -> torch.Tensor:
+    """Layer norm over the last dimension by torch, whose result the functions above make again, not keep."""
+    result, mean, inverse = torch.native_layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+    setattr(result, _RECIPE, _LayerNormRecipe((x.detach(), mean, inverse, weight, bias)))
     return result

@@ -12,7 +12,7 @@ from torch import nn
 
 from backends import merging
 from backends.frozen import frozen_weight
-from backends.fused import Magnitudes, Mlp, Projection, adapted, adapted_dora, adapted_mlp, rms_norm
+from backends.fused import Magnitudes, Mlp, Projection, adapted, adapted_dora, adapted_mlp, layer_norm, rms_norm
 
 #: Names by which families call the layers of their MLP: gate, the other into the wide part, the one out of it.
 _MLPS = (
@@ -151,6 +151,13 @@ class _FusedMlp:
         return adapted_mlp(x, mlp)
 
 
+class _FusedLayerNorm:
+    """`forward` of a layer norm whose result need not be kept."""
+
+    def forward(self: Any, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name in nn.LayerNorm
+        return layer_norm(input, self.weight, self.bias, self.eps)
+
+
 class _FusedNorm:
     """`forward` of a root-mean-square norm that keeps its input only."""
 
@@ -188,6 +195,9 @@ def _fuse_mlp(module: Any, like: torch.Tensor) -> bool:
 
 
 def _fuse_norm(module: Any, like: torch.Tensor) -> bool:
+    if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
+        module.__class__ = _subclass(_FusedLayerNorm, nn.LayerNorm)
+        return True
     weight = getattr(module, "weight", None)
     is_norm = "RMSNorm" in type(module).__name__ and isinstance(weight, nn.Parameter) and weight.ndim == 1
     if not is_norm or weight is None or weight.requires_grad or _first(module, _EPSILONS) is None:
