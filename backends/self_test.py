@@ -108,9 +108,11 @@ class Verdict:
 def main() -> None:
     """Test the device named on the command line."""
     mps.set_environment()
+    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    torch.set_num_threads(1)  # the matrices are tiny
     print(examine(Device(sys.argv[1])).to_json())  # noqa: T201 - the answer
 
 

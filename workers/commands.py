@@ -52,6 +52,9 @@ def _worker_name(_ctx: click.Context, _parameter: click.Parameter, value: str | 
 def worker(device: str | None, name: str | None, memory_gib: float | None, local: bool, as_json: bool) -> None:
     """Serve the queue with this machine: take jobs that fit it, one at a time.
 
+    A GPU is first compared with the CPU on a tiny model, and refused if it computes wrongly (REPOTUNE_SELF_TEST=never
+    leaves that out).
+
     The first Ctrl-C (or SIGTERM) lets the running job save a checkpoint and go back to the queue; the second ends
     everything now.
     """
