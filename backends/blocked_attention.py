@@ -232,10 +232,10 @@ class _Back:
     """The backward pass of one row: gradients of keys and values add up over blocks."""
 
     row: _Row
-    #: [heads, length]: logarithm of each softmax's sum, and each query's output times its gradient.
+    #: [heads, length]: logarithm of each softmax's sum.
     sums: torch.Tensor
-    shares: torch.Tensor
     #: [heads, length, value size]
+    out: torch.Tensor
     gradient: torch.Tensor
     #: [heads, length, size], [key heads, length, size] and [key heads, length, value size]: what is asked for.
     queries: torch.Tensor
@@ -247,11 +247,10 @@ class _Back:
         cls, row: _Row, out: torch.Tensor, sums: torch.Tensor, gradient: torch.Tensor, queries: torch.Tensor
     ) -> "_Back":
         """Begin: `out` and `gradient` are [length, heads, value size], `queries` [heads, length, size] is written."""
-        shares = (out.to(sums.dtype) * gradient).sum(-1).T
         return cls(
             row=row,
             sums=sums,
-            shares=shares,
+            out=out.transpose(0, 1),
             gradient=gradient.transpose(0, 1),
             queries=queries,
             keys=torch.zeros_like(row.key),
@@ -273,7 +272,8 @@ class _Back:
             self.values[:, block.keys] += torch.bmm((kept.mul_(weights)).transpose(1, 2), gradient)
         else:
             self.values[:, block.keys] += torch.bmm(weights.transpose(1, 2), gradient)
-        change.sub_(row.fold(self.shares[..., None], block)).mul_(weights)
+        share = (row.fold(self.out, block) * gradient).sum(-1, keepdim=True)
+        change.sub_(share).mul_(weights)
         if slope is not None:
             change.mul_(slope)
         self.keys[:, block.keys] += torch.bmm(change.transpose(1, 2), query)

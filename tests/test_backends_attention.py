@@ -1,5 +1,6 @@
 """Attention in blocks against torch's own: numbers, gradients, memory, and transformers' models around it."""
 
+import inspect
 import math
 import random
 from types import SimpleNamespace
@@ -84,6 +85,15 @@ def table_of(first):
     """Which keys each query sees, as torch's attention takes it: [batch, 1, length, length]."""
     keys = torch.arange(first.shape[1])
     return ((keys >= first[..., None]) & (keys <= keys[:, None]))[:, None]
+
+
+def ask_for_mask(mask_function, length, rows=1, **arguments):
+    """Ask as transformers does; 5.0 named the positions of queries, later versions say how many there are."""
+    old = "cache_position" in inspect.signature(masking_utils.sdpa_mask).parameters
+    queries = {"cache_position": torch.arange(length)} if old else {"q_length": length, "q_offset": 0}
+    return attention.first_visible_keys(
+        batch_size=rows, kv_length=length, mask_function=mask_function, **queries, **arguments
+    )
 
 
 def random_first(generator, rows, length):
@@ -311,42 +321,33 @@ def test_generation_with_a_cache_and_padding_writes_the_same_text(family):
 
 
 def test_a_mask_of_ones_is_no_padding():
-    ids, _ = packed((9,))
-    mask = attention.first_visible_keys(
-        batch_size=2,
-        q_length=9,
-        kv_length=9,
-        mask_function=masking_utils.causal_mask_function,
-        attention_mask=torch.ones_like(ids).bool(),
-    )
+    ones = torch.ones(2, 9, dtype=torch.bool)
+    mask = ask_for_mask(masking_utils.causal_mask_function, 9, rows=2, attention_mask=ones)
     assert mask.dtype is torch.int32
     assert not mask.any()
 
 
-def test_chunks_are_found_and_images_are_left_to_torch():
-    causal = masking_utils.causal_mask_function
-    asked = {"batch_size": 1, "q_length": 12, "kv_length": 12}
+def test_chunks_are_found():
     chunked = masking_utils.chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.long))
-    mask = attention.first_visible_keys(mask_function=chunked, **asked)
-    assert mask.flatten().tolist() == [place // 4 * 4 for place in range(12)]
-
-    def image(_row, _head, query, key):
-        return ((query >= 2) & (query < 5) & (key >= 2) & (key < 5)) | (key <= query)
-
-    table = attention.first_visible_keys(mask_function=image, allow_is_causal_skip=False, **asked)
-    assert table.dtype is torch.bool
-    assert torch.equal(table[0, 0], image(0, 0, torch.arange(12)[:, None], torch.arange(12)))
-    assert attention.first_visible_keys(mask_function=causal, use_vmap=True, **asked) is None
+    assert ask_for_mask(chunked, 12).flatten().tolist() == [place // 4 * 4 for place in range(12)]
 
 
-def test_a_visible_key_before_a_hidden_one_is_noticed():
-    def sinks(_row, _head, query, key):
-        return ((key > query - 4) | (key == 0)) & (key <= query)
+def test_a_pattern_of_several_functions_is_left_to_torch():
+    assert ask_for_mask(masking_utils.causal_mask_function, 12, use_vmap=True) is None
 
-    table = attention.first_visible_keys(
-        batch_size=1, q_length=40, kv_length=40, mask_function=sinks, allow_is_causal_skip=False
-    )
-    assert torch.equal(table[0, 0], sinks(0, 0, torch.arange(40)[:, None], torch.arange(40)))
+
+def image_in_the_middle(_row, _head, query, key):
+    return ((query >= 2) & (query < 5) & (key >= 2) & (key < 5)) | (key <= query)
+
+
+def sink_at_the_start(_row, _head, query, key):
+    return ((key > query - 4) | (key == 0)) & (key <= query)
+
+
+@pytest.mark.parametrize("pattern", [image_in_the_middle, sink_at_the_start])
+def test_a_pattern_that_no_first_key_explains_is_noticed(pattern):
+    table = ask_for_mask(pattern, 40, allow_is_causal_skip=False)
+    assert torch.equal(table[0, 0], pattern(0, 0, torch.arange(40)[:, None], torch.arange(40)))
 
 
 def test_bounds_that_a_mask_lost_are_read_from_it():
