@@ -1,5 +1,7 @@
 """The int8 layer: every weight within half a scale, products and gradients those of the dequantised weights."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,9 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from backends.int8 import Int8Linear
+from backends.int8 import Int8Linear, tiles
 from backends.int8.linear import GROUP_SIZES, quantize
 
+SIZES = (*GROUP_SIZES, None)
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 300))
 
 
@@ -18,10 +21,10 @@ def weights(shape, seed, exponent=0.0):
 
 
 def spread(scales, columns, group_size):
-    return scales.float().repeat_interleave(group_size, dim=1)[:, :columns]
+    return scales.float().repeat_interleave(group_size or columns, dim=1)[:, :columns]
 
 
-@given(SHAPES, st.integers(0, 2**31), st.sampled_from(GROUP_SIZES), st.floats(-9, 6))
+@given(SHAPES, st.integers(0, 2**31), st.sampled_from(SIZES), st.floats(-9, 6))
 @settings(deadline=None, max_examples=60)
 def test_every_weight_is_within_half_a_scale_whatever_its_size(shape, seed, group_size, exponent):
     weight = weights(shape, seed, exponent)
@@ -92,12 +95,17 @@ def test_weights_with_other_strides_give_the_same_layer():
 
 
 @given(
-    st.integers(1, 1200), st.integers(1, 300), st.booleans(), st.sampled_from([(), (3,), (2, 5)]), st.integers(0, 99)
+    st.tuples(st.integers(1, 1200), st.integers(1, 300)),
+    st.booleans(),
+    st.sampled_from([(), (3,), (2, 5)]),
+    st.sampled_from(SIZES),
+    st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=40)
-def test_product_and_gradients_are_those_of_the_dequantised_weights(rows, columns, with_bias, batch, seed):
+def test_product_and_gradients_are_those_of_the_dequantised_weights(shape, with_bias, batch, group_size, seed):
+    rows, columns = shape
     bias = weights((rows,), seed) if with_bias else None
-    layer = Int8Linear.from_linear(linear_with(weights((rows, columns), seed), bias), group_size=64)
+    layer = Int8Linear.from_linear(linear_with(weights((rows, columns), seed), bias), group_size=group_size)
     x = weights((*batch, columns), seed + 1).requires_grad_()
     reference = x.detach().clone().requires_grad_()
     y, wanted = layer(x), functional.linear(reference, layer.dequantize(), bias)
@@ -108,8 +116,9 @@ def test_product_and_gradients_are_those_of_the_dequantised_weights(rows, column
     torch.testing.assert_close(x.grad, reference.grad, rtol=1e-4, atol=1e-3)
 
 
-def test_the_gradient_is_the_derivative():
-    layer = Int8Linear.from_linear(linear_with(weights((7, 40), 3), weights((7,), 4)), group_size=32).double()
+@pytest.mark.parametrize("group_size", [32, None])
+def test_the_gradient_is_the_derivative(group_size):
+    layer = Int8Linear.from_linear(linear_with(weights((7, 40), 3), weights((7,), 4)), group_size=group_size).double()
     layer.bias.requires_grad_()
     x = weights((3, 40), 5).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x, _: layer(x), (x, layer.bias))
@@ -133,18 +142,64 @@ def test_strided_input_and_gradient_are_taken_as_they_come():
     torch.testing.assert_close(y, functional.linear(x.detach(), layer.dequantize()), rtol=1e-4, atol=1e-5)
 
 
-def test_autograd_keeps_codes_and_scales_only():
+def test_autograd_keeps_no_tensor():
     kept = []
     layer = Int8Linear.from_linear(linear_with(weights((512, 512), 12)))
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         layer(torch.randn(64, 512, requires_grad=True))
-    assert {tensor.data_ptr() for tensor in kept} == {layer.weight.data_ptr(), layer.scales.data_ptr()}
+    assert kept == []
 
 
 def test_a_hundred_and_twenty_eight_weights_take_a_hundred_and_thirty_bytes():
     layer = Int8Linear.from_linear(linear_with(weights((64, 1024), 13)))
     stored = sum(tensor.numel() * tensor.element_size() for tensor in layer.state_dict().values())
     assert stored * 8 / (64 * 1024) == 8.125
+
+
+def test_one_scale_per_row_takes_two_bytes_a_row():
+    layer = Int8Linear.from_linear(linear_with(weights((8, 100), 22)), group_size=None)
+    assert layer.scales.shape == (8, 1)
+    assert "group_size=None" in repr(layer)
+
+
+def test_storing_another_weight_returns_what_quantising_changed():
+    layer = Int8Linear.from_linear(linear_with(weights((700, 100), 23)), group_size=64)
+    weight = weights((100, 700), 24).t()
+    error = layer.store(weight)
+    assert error == pytest.approx(float((layer.dequantize() - weight).norm() / weight.norm()), rel=1e-4)
+    assert 0 < error < 0.0066
+    assert layer.store(torch.zeros(700, 100)) == 0.0
+    assert not layer.weight.requires_grad
+
+
+def test_a_weight_that_cannot_be_stored_changes_nothing():
+    layer = Int8Linear.from_linear(linear_with(weights((4, 32), 25)))
+    before = layer.dequantize()
+    with pytest.raises(ValueError, match="not finite"):
+        layer.store(torch.full((4, 32), torch.nan))
+    with pytest.raises(ValueError, match="does not fit 4 x 32"):
+        layer.store(torch.ones(32, 4))
+    assert torch.equal(layer.dequantize(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_any_float_type_are_taken(dtype):
+    weight = weights((8, 100), 26).to(dtype)
+    layer = Int8Linear.from_linear(linear_with(weight), group_size=32)
+    assert ((layer.dequantize() - weight.float()).abs() <= spread(layer.scales, 100, 32) / 2 * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 5000), (5000, 3)])
+def test_tiles_cover_products_that_need_several(shape, monkeypatch):
+    monkeypatch.setattr(tiles, "CPU_TILE", 2**10)
+    layer = Int8Linear.from_linear(linear_with(weights(shape, 27)), group_size=256)
+    held, weight = layer.frozen_weight(), layer.dequantize()
+    x, gradient = weights((2, shape[1]), 28), weights((2, shape[0]), 29)
+    torch.testing.assert_close(held.multiply(x), x @ weight.t(), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(held.multiply_back(gradient), gradient @ weight, rtol=1e-4, atol=1e-3)
+    onto = torch.ones(2, shape[1])
+    assert held.multiply_back(gradient, onto=onto) is onto
+    torch.testing.assert_close(onto, gradient @ weight + 1, rtol=1e-4, atol=1e-3)
 
 
 def test_casting_the_model_leaves_codes_and_scales_alone():
@@ -161,6 +216,8 @@ def test_state_goes_from_one_layer_to_another():
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other.dequantize(), layer.dequantize())
     assert "group_size=64" in repr(other)
+    twin = copy.deepcopy(layer)
+    assert all(torch.equal(value, twin.state_dict()[name]) for name, value in layer.state_dict().items())
 
 
 def test_autocast_does_not_change_the_type_of_products():
