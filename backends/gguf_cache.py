@@ -79,19 +79,35 @@ def _convert_into_place(file: Path, folder: Path) -> None:
 
 
 def _convert(file: Path, draft: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        model = _dequantised(file)
     except Exception as error:
         raise ModelNotLoadable(f"{file} could not be read as a GGUF model: {first_line(error)}") from error
     _forget_quantization(model)
-    model.to(_narrowest_dtype(model)).save_pretrained(draft)
+    model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
     source = {"file": str(file), "bytes": file.stat().st_size}
     (draft / "converted_from.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+
+
+def _dequantised(file: Path) -> Any:
+    """The model in fp16, the type of GGUF's own scales; in bf16 if a weight is beyond its range.
+
+    Never in fp32: twice the memory, and the disk, for nothing that the file holds.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = None
+    for dtype in (torch.float16, torch.bfloat16):
+        del model  # before the next comes: together they may not fit
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+        if all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+            break
+    return model
 
 
 def first_line(error: Exception) -> str:
@@ -105,11 +121,3 @@ def _forget_quantization(model: Any) -> None:
         model.hf_quantizer.remove_quantization_config(model)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-
-
-def _narrowest_dtype(model: Any) -> Any:
-    """fp16, the type of GGUF's own scales, at half the disk of fp32; bf16 if a weight is beyond its range."""
-    import torch
-
-    largest = max(float(parameter.detach().abs().max()) for parameter in model.parameters())
-    return torch.float16 if largest <= torch.finfo(torch.float16).max else torch.bfloat16

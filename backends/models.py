@@ -131,6 +131,7 @@ def load_base(
     Raises:
         ModelNotLoadable: whatever keeps the model from loading whole.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     folder = _local_folder(name, revision, [*_SMALL_FILES, "*.safetensors"])
@@ -150,7 +151,7 @@ def load_base(
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-        except (ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        except (ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             _raise_if_out_of_memory(error)
             raise ModelNotLoadable(f"The weights of {name} cannot be loaded: {first_line(error)}") from error
     _check_complete(name, loading)
@@ -208,7 +209,8 @@ def _check_causal(name: str, config: Any) -> None:
 
     architectures = config.architectures or []
     trained_as_causal = not architectures or any(one.endswith(_CAUSAL_ARCHITECTURES) for one in architectures)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not trained_as_causal:
+    decodes_only = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
+    if not (decodes_only and trained_as_causal):
         kind = ", ".join(architectures) or config.model_type
         raise ModelNotLoadable(f"The model {name} is not a causal language model ({kind}): choose one that is.")
 
@@ -218,13 +220,41 @@ def _agreed_quantization(name: str, config: Any, wanted: Any) -> Any:
     stored = getattr(config, "quantization_config", None)
     if stored is None:
         return wanted
-    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
-    if wanted is None or method != wanted.quant_method:
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    method = stored.get("quant_method") or "in an unnamed way"
+    asked = {} if wanted is None else wanted.to_dict()
+    if method != asked.get("quant_method"):
         raise ModelNotLoadable(
             f"The weights of {name} are already quantised ({method}): name the unquantised model, "
             "repotune quantises while it loads."
         )
+    if _bits(stored) != _bits(asked):
+        raise ModelNotLoadable(
+            f"The weights of {name} are already quantised to {_bits(stored)} bits, and {_bits(asked)} are asked for: "
+            "change quantization.kind, or name the unquantised model."
+        )
+    if "compute" in asked:
+        _set_compute(name, stored, asked["compute"])
+        config.quantization_config = stored
     return None
+
+
+def _bits(quantization: dict[str, Any]) -> int:
+    """Of a weight: as our own configuration says it, or bitsandbytes'."""
+    own = quantization.get("bits")
+    if own is not None:
+        return int(own)
+    return 4 if quantization.get("load_in_4bit") else 8
+
+
+def _set_compute(name: str, stored: dict[str, Any], compute: str) -> None:
+    """How to multiply is chosen anew each time a folder is loaded; what the weights allow is not."""
+    if compute == "int8" and stored.get("group_size") is not None:
+        raise ModelNotLoadable(
+            f"The weights of {name} were quantised in groups of {stored['group_size']}, and products in int8 need one "
+            "scale per row: set quantization.compute to exact, or name the unquantised model."
+        )
+    stored["compute"] = compute
 
 
 def _check_complete(name: str, loading: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from backends import gguf_cache, models
 from backends.errors import ModelNotLoadable
@@ -17,9 +18,13 @@ HIDDEN, MLP, HEADS = 32, 64, 2
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory, tiny_model_folder):
     """A one-layer Llama in fp32 with the tiny tokenizer, as llama.cpp's tools write it."""
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_model_folder, size=0.2)
+
+
+def write_gguf(file, tiny_model_folder, size):
+    """Weights are random, of about this size."""
     gguf = pytest.importorskip("gguf")
     tokenizer = json.loads((tiny_model_folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     writer = gguf.GGUFWriter(str(file), "llama")
     write_shape(writer, len(tokenizer["vocab"]))
     writer.add_tokenizer_model("gpt2")
@@ -28,7 +33,7 @@ def gguf_file(tmp_path_factory, tiny_model_folder):
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     for name, shape in tensors(len(tokenizer["vocab"])).items():
-        writer.add_tensor(name, torch.randn(shape, generator=torch.Generator().manual_seed(1)).numpy() * 0.2)
+        writer.add_tensor(name, torch.randn(shape, generator=torch.Generator().manual_seed(1)).numpy() * size)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -78,6 +83,35 @@ def test_a_converted_model_computes_what_the_file_holds(gguf_file, tmp_path):
         wanted = direct(input_ids=ids).logits
         ours = models.load_base(str(folder), dtype=torch.float32, device="cpu")(input_ids=ids).logits
     torch.testing.assert_close(ours, wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_a_converted_model_is_kept_in_fp16_or_where_that_cannot_hold_it_in_bf16(gguf_file, tiny_model_folder, tmp_path):
+    huge = write_gguf(tmp_path / "huge.gguf", tiny_model_folder, size=1e5)
+    for file, dtype in ((gguf_file, torch.float16), (huge, torch.bfloat16)):
+        weights = load_file(gguf_cache.converted(file, tmp_path / "cache") / "model.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == {dtype}
+        assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_transformers_itself_does_not_quantise_a_gguf_while_it_reads_it(gguf_file):
+    """The reason for the way over a folder; should this fail one day, that way is no longer needed."""
+    from transformers import AutoModelForCausalLM
+
+    with pytest.raises(ValueError, match="cannot combine"):
+        AutoModelForCausalLM.from_pretrained(
+            gguf_file.parent, gguf_file=gguf_file.name, quantization_config=Int8Config()
+        )
+
+
+def test_every_way_of_holding_weights_takes_a_converted_file(gguf_file, tmp_path):
+    folder = str(gguf_cache.converted(gguf_file, tmp_path))
+    plain = models.load_base(folder, dtype=torch.float32, device="cpu")
+    for config in (Int8Config(), Int8Config(group_size=None), Int8Config(bits=4)):
+        model = models.load_base(folder, dtype=torch.float32, device="cpu", quantization_config=config)
+        layer = model.get_submodule("model.layers.0.mlp.up_proj")
+        wanted = plain.get_submodule("model.layers.0.mlp.up_proj").weight
+        error = (layer.dequantize() - wanted).norm() / wanted.norm()
+        assert error < (0.01 if config.bits == 8 else 0.12)
 
 
 def test_a_file_is_converted_once_and_again_when_it_changes(gguf_file, tmp_path):

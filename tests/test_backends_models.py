@@ -104,6 +104,79 @@ def test_the_dropouts_of_the_model_itself_are_off(tiny_model_folder, tmp_path):
     assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
+def test_a_decoder_that_is_half_of_an_encoder_decoder_is_refused(folder_with_config):
+    config = {"model_type": "bart", "architectures": ["BartForConditionalGeneration"], "is_encoder_decoder": True}
+    with pytest.raises(ModelNotLoadable, match="not a causal language model") as raised:
+        models.load_config(folder_with_config(json.dumps(config)))
+    assert raised.value.exit_code is ExitCode.USAGE
+
+
+def test_a_head_that_is_neither_tied_nor_in_the_files_is_refused(tiny_model_folder, tmp_path):
+    shutil.copytree(tiny_model_folder, tmp_path, dirs_exist_ok=True)
+    change_config(tmp_path, tie_word_embeddings=False)
+    with pytest.raises(ModelNotLoadable, match=r"incomplete: 1 weights .* lm_head\.weight"):
+        models.load_base(str(tmp_path), dtype=torch.float32, device="cpu")
+
+
+def change_config(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08", None], ids=["empty", "no header", "cut"])
+def test_a_damaged_file_of_weights_is_told(tiny_model_folder, tmp_path, content):
+    shutil.copytree(tiny_model_folder, tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(ModelNotLoadable, match=r"weights of .* cannot be loaded"):
+        models.load_base(str(tmp_path), dtype=torch.float32, device="cpu")
+
+
+def test_a_shard_that_is_absent_is_named(tiny_model_folder, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(tiny_model_folder).save_pretrained(tmp_path, max_shard_size="20KB")
+    min(tmp_path.glob("*.safetensors")).unlink()
+    with pytest.raises(ModelNotLoadable, match="model-00001-of"):
+        models.load_base(str(tmp_path), dtype=torch.float32, device="cpu")
+
+
+def test_pickled_weights_are_not_opened(tiny_model_folder, tmp_path):
+    shutil.copy(tiny_model_folder / "config.json", tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ModelNotLoadable, match=r"weights of .* cannot be loaded"):
+        models.load_base(str(tmp_path), dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("stored", "sentence"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, r"already quantised \(gptq\)"),
+        ({"quant_method": "awq", "bits": 4}, r"already quantised \(awq\)"),
+        ({"bits": 4}, r"already quantised \(in an unnamed way\)"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "already quantised to 8 bits, and 4 are asked for"),
+    ],
+)
+def test_weights_that_another_method_quantised_are_refused(tiny_model_folder, tmp_path, stored, sentence):
+    from transformers import BitsAndBytesConfig
+
+    shutil.copytree(tiny_model_folder, tmp_path, dirs_exist_ok=True)
+    change_config(tmp_path, quantization_config=stored)
+    wanted = BitsAndBytesConfig(load_in_4bit=True)
+    with pytest.raises(ModelNotLoadable, match=sentence) as raised:
+        models.load_base(str(tmp_path), dtype=torch.float32, device="cpu", quantization_config=wanted)
+    assert raised.value.exit_code is ExitCode.USAGE
+
+
+def test_code_that_came_with_a_model_is_not_run_for_its_weights(tiny_model_folder, tmp_path):
+    shutil.copytree(tiny_model_folder, tmp_path, dirs_exist_ok=True)
+    trap = tmp_path / "was_run"
+    (tmp_path / "own.py").write_text(f"open({str(trap)!r}, 'w')", encoding="utf-8")
+    change_config(tmp_path, auto_map={"AutoModelForCausalLM": "own.Own", "AutoConfig": "own.Config"})
+    models.load_base(str(tmp_path), dtype=torch.float32, device="cpu")
+    assert not trap.exists()
+
+
 def test_the_identity_of_a_tokenizer_is_its_content(tiny_model_folder, tmp_path):
     tokenizer = models.load_tokenizer(str(tiny_model_folder))
     first = models.tokenizer_file_sha256(tokenizer)
