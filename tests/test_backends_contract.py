@@ -8,7 +8,7 @@ from backends.devices import Device
 from backends.errors import BackendUnavailable, ExitCode, ModelNotLoadable
 from backends.registry import open_backend
 
-KINDS = ("int8", "nf4", "none")
+KINDS = ("int8", "int4", "nf4", "none")
 
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 
@@ -162,7 +162,7 @@ def test_the_same_seed_gives_the_same_adapter_and_leaves_the_generator_alone(bac
 
 
 #: Loss before and after 20 steps on one batch; nf4's on a CPU with bf16 instructions differ in the third digit.
-PINNED = {"int8": (5.8356, 4.0930), "nf4": (5.8412, 4.0782), "none": (5.8352, 4.0948)}
+PINNED = {"int8": (5.8356, 4.0930), "int4": (5.8367, 4.0951), "nf4": (5.8412, 4.0782), "none": (5.8352, 4.0948)}
 
 
 def test_twenty_steps_on_one_batch_give_the_pinned_losses(loaded, kind):
@@ -184,6 +184,18 @@ def test_the_adapter_loads_with_plain_peft_on_the_full_precision_base(loaded, ba
     ours = loss_of(loaded.model.eval(), some_ids()).item()
     assert plain == pytest.approx(ours, abs=0.06)
     assert plain < untrained - 0.1
+
+
+def test_an_adapter_trained_on_int8_serves_on_every_base(backend, base_folder, tmp_path):
+    trained = open_backend("int8", Device.CPU).load(request_for(base_folder)).model
+    train(trained, some_ids())
+    trained.save_pretrained(tmp_path)
+    here = backend.load(request_for(base_folder, adapter={"resume_from": tmp_path})).model
+    fresh = backend.load(request_for(base_folder)).model
+    gap = loss_of(here.eval(), some_ids()).item() - loss_of(trained.eval(), some_ids()).item()
+    gain = loss_of(fresh.eval(), some_ids()).item() - loss_of(here, some_ids()).item()
+    assert abs(gap) < 0.06
+    assert gain > 0.1
 
 
 def test_training_goes_on_from_a_saved_adapter(backend, loaded, base_folder, tmp_path):
