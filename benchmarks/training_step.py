@@ -515,18 +515,20 @@ def _versions() -> dict[str, str]:
 
 
 def write(shape: str, rounds: int, rows: dict[str, dict[str, Any]]) -> None:
-    """Keep the figures of this shape beside those of the other."""
-    told = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    told[shape] = {
+    """Keep the rows, each with the run that it is of; a ratio is to the baseline of the same run."""
+    run = {
         "rounds": rounds,
-        "tokens": TOKENS,
-        "lora_rank": RANK,
+        "baseline_ms": rows[BASELINE].get("ms"),
         "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "environment": ENVIRONMENT,
         "versions": _versions(),
-        "variants": rows,
     }
+    told = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept = told.get(shape, {})
+    told[shape] = {name: kept[name] for name in VARIANTS if name in kept}
+    told[shape] |= {name: row | {"run": run} for name, row in rows.items()}
     RESULTS.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
@@ -534,7 +536,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=["smollm2", "starcoder2"], default="smollm2")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", help="names of variants, or beginnings of them, by commas; results are not kept")
+    parser.add_argument("--only", help="beginnings of variants' names, by commas; the rows of others are kept")
     parser.add_argument("--serve", choices=list(VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -548,8 +550,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(names, Path(folder), prepare(options.shape, Path(folder)), options.rounds)
     tell(_with_memory_ratios(rows))
-    if not options.only:
-        write(options.shape, options.rounds, rows)
+    write(options.shape, options.rounds, rows)
 
 
 if __name__ == "__main__":
