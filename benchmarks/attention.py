@@ -1,14 +1,17 @@
 """Memory and time of attention in training: in blocks, torch's fused kernel, and torch's math path, as Metal trains.
 
-Run as: python benchmarks/attention.py [--lengths 1024 2048 4096] [--heads 24] [--rounds 3] [--threads 2]
+Run as: python benchmarks/attention.py [--lengths 1024 2048 4096] [--heads 24] [--rounds 3] [--threads 1]
+        [--part memory|times]
 
 One layer of StarCoder2-3B's heads (24 of 128, two of keys), fp32, forward and backward, as one document per row and
 packed with documents of 512 tokens on average. Memory: growth of the resident peak over a fresh process that holds the
 inputs, per variant and length; it holds output and gradients, which every variant needs. Time: the variants in turn in
-one process, wall and CPU. Differences are the largest of a gradient's over the largest of that gradient.
+one process; ratios are of CPU time, so that a busy machine slows both alike. Gradients differ by the largest difference
+over the largest gradient.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -40,7 +43,8 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096])
     parser.add_argument("--heads", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--part", choices=("memory", "times"), help="measure only this and keep the other's figures")
     parser.add_argument("--child", nargs=2, metavar=("WHAT", "LENGTH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -48,28 +52,39 @@ def main() -> None:
         what, length = options.child[0], int(options.child[1])
         print(json.dumps(times(options, length) if what == "times" else peak(what, options.heads, length)))
         return
-    figures = measure(options)
-    print(json.dumps(figures, indent=2))
     results = Path(__file__).parent / "results" / "attention.json"
+    figures = json.loads(results.read_text(encoding="utf-8")) if options.part and results.exists() else {}
+    for part, measure in (("memory", memory), ("times", all_times)):
+        if options.part in (None, part):
+            figures[part] = about(options) | measure(options)
+    print(json.dumps(figures, indent=2))
     results.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    memory = {variant: {length: child(options, variant, length) for length in options.lengths} for variant in VARIANTS}
+def about(options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "command": "python benchmarks/attention.py " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python benchmarks/attention.py", *sys.argv[1:]]),
         "heads": options.heads,
         "key_heads": KEY_HEADS,
         "threads": options.threads,
-        "extra_resident_mib": memory,
-        "extra_over_that_of_half_the_length": {
-            variant: {long: round(by[long] / by[short], 2) for short, long in zip(by, list(by)[1:], strict=False)}
-            for variant, by in memory.items()
-        },
-        "times": {length: child(options, "times", length) for length in options.lengths},
         "versions": {"torch": version("torch"), "python": platform.python_version()},
         "machine": f"{platform.platform()}, {os.cpu_count()} cores",
     }
+
+
+def memory(options: argparse.Namespace) -> dict[str, Any]:
+    extra = {variant: {length: child(options, variant, length) for length in options.lengths} for variant in VARIANTS}
+    return {
+        "extra_resident_mib": extra,
+        "extra_over_that_of_the_length_before": {
+            variant: {long: round(by[long] / max(by[short], 0.1), 2) for short, long in itertools.pairwise(by)}
+            for variant, by in extra.items()
+        },
+    }
+
+
+def all_times(options: argparse.Namespace) -> dict[str, Any]:
+    return {"by_length": {length: child(options, "times", length) for length in options.lengths}}
 
 
 def child(options: argparse.Namespace, what: str, length: int) -> Any:
@@ -131,7 +146,7 @@ def summary(passes: list[tuple[float, float]]) -> dict[str, float]:
 
 
 def ratios(ours: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> dict[str, float]:
-    by_round = [one[0] / other[0] for one, other in zip(ours, theirs, strict=True)]
+    by_round = [one[1] / other[1] for one, other in zip(ours, theirs, strict=True)]
     return {"min": round(min(by_round), 3), "median": round(statistics.median(by_round), 3)}
 
 
