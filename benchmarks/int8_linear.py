@@ -34,7 +34,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "int8_linear.json"
 BASELINE = "nn.Linear fp32"
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj")
 #: A trial: a small block, how long it may take, and how many times the CPU seconds of plain layers a pass may.
-TRIAL_WIDTH, TRIAL_TOKENS, TRIAL_SECONDS, TOO_SLOW = 768, 64, 180.0, 40.0
+TRIAL_WIDTH, TRIAL_TOKENS, TRIAL_SECONDS, TOO_SLOW = 1536, 128, 180.0, 12.0
 #: Libraries whose objects may hold tensors of a layer.
 OWN = ("bitsandbytes", "optimum", "torchao", "backends", "torch.nn")
 

@@ -39,6 +39,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "training_step.json"
 BASELINE = "PEFT fp32"
 TOKENS = 512
 RANK, ALPHA, LEARNING_RATE = 16, 32, 1e-4
+INT8_PRODUCTS = ("quantization.compute=int8", "quantization.group_size=row")
 #: Rows that a dataset holds: more than anyone will step.
 ENOUGH = 200
 #: Idle threads sleep instead of spinning beside the process whose turn it is; the same for all.
@@ -230,24 +231,6 @@ def trl(case: Case, baton: Baton, *, checkpointing: bool = False) -> None:
     trainer.train()
 
 
-def int8_products_missing() -> str | None:
-    """Why int8 products would be slower than fp32's here; None where they are not."""
-    import torch
-
-    names = ("_is_vnni_supported", "_is_avx512_vnni_supported", "_is_amx_tile_supported")
-    probes = [getattr(torch.cpu, name) for name in names if hasattr(torch.cpu, name)]
-    return None if any(probe() for probe in probes) else "this CPU has no int8 dot product (VNNI, AMX)"
-
-
-def ours_int8_compute(case: Case, baton: Baton) -> None:
-    """Refuse where it would take minutes a step."""
-    missing = int8_products_missing()
-    if missing:
-        baton.tell(error=missing)
-        return
-    ours(case, baton, "quantization.kind=int8", "quantization.compute=int8", "quantization.group_size=row")
-
-
 VARIANTS: dict[str, Callable[[Case, Baton], None]] = {
     BASELINE: peft,
     "PEFT + bitsandbytes nf4": lambda case, baton: peft(case, baton, _nf4),
@@ -257,7 +240,7 @@ VARIANTS: dict[str, Callable[[Case, Baton], None]] = {
     "repotune int8": lambda case, baton: ours(case, baton, "quantization.kind=int8"),
     "repotune int4": lambda case, baton: ours(case, baton, "quantization.kind=int4"),
     "repotune none": lambda case, baton: ours(case, baton, "quantization.kind=none"),
-    "repotune int8 compute": ours_int8_compute,
+    "repotune int8 compute": lambda case, baton: ours(case, baton, "quantization.kind=int8", *INT8_PRODUCTS),
 }
 
 
@@ -438,6 +421,7 @@ def measure(names: list[str], folder: Path, model: str, rounds: int) -> dict[str
             for name, process in running.items():
                 process.go()
                 times.setdefault(name, []).append(process.reply())
+                assert "wall" in times[name][-1], f"{name} ended between its steps: {times[name][-1]}"
             print(f"  round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     for name, taken in times.items():
         rows[name] |= _summary(taken, times.get(BASELINE))
@@ -473,11 +457,13 @@ def _summary(taken: list[dict[str, float]], base: list[dict[str, float]] | None)
         "cpu_seconds": {"min": round(min(cpu), 3), "median": round(statistics.median(cpu), 3)},
     }
     if base:
-        ratios = [ours / theirs["wall"] for ours, theirs in zip(wall, base, strict=True)]
+        ratios = [mine / theirs["wall"] for mine, theirs in zip(wall, base, strict=True)]
+        cpu_ratios = [mine / theirs["cpu"] for mine, theirs in zip(cpu, base, strict=True)]
         fastest = min(each["wall"] for each in base)
         figures["time_ratio"] = {
             "of_minima": round(min(wall) / fastest, 3),
             "median_of_rounds": round(statistics.median(ratios), 3),
+            "cpu_median": round(statistics.median(cpu_ratios), 3),
         }
     return figures
 
@@ -493,16 +479,17 @@ def _with_memory_ratios(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, 
 
 def tell(rows: dict[str, dict[str, Any]]) -> None:
     """Print a table."""
-    print(f"{'':<28}{'ms min':>8}{'median':>8}{'CPU s':>7}{'x':>7}{'MB peak':>9}{'above':>7}{'x':>7}{'loss':>9}")
+    print(f"{'':<28}{'ms min':>8}{'median':>8}{'CPU s':>7}{'x':>7}{'x cpu':>7}", end="")
+    print(f"{'MB peak':>9}{'above':>7}{'x':>7}{'loss':>9}")
     for name, row in rows.items():
-        if "error" in row:
-            print(f"{name:<28} {row['error']}")
+        if "ms" not in row:
+            print(f"{name:<28} {row.get('error', 'never stepped')}")
             continue
-        speed, memory = row.get("time_ratio", {}), row.get("memory_ratio", {})
+        speed, memory, megabytes = row.get("time_ratio", {}), row.get("memory_ratio", {}), row["megabytes"]
         print(
             f"{name:<28}{row['ms']['min']:>8}{row['ms']['median']:>8}{row['cpu_seconds']['median']:>7.2f}"
-            f"{speed.get('median_of_rounds', 0):>7.2f}{row['megabytes']['peak']:>9.0f}"
-            f"{row['megabytes']['above_imports']:>7.0f}{memory.get('above_imports', 0):>7.2f}{row['first_loss']:>9.4f}"
+            f"{speed.get('median_of_rounds', 0):>7.2f}{speed.get('cpu_median', 0):>7.2f}{megabytes['peak']:>9.0f}"
+            f"{megabytes['above_imports']:>7.0f}{memory.get('above_imports', 0):>7.2f}{row['first_loss']:>9.4f}"
         )
 
 
