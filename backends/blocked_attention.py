@@ -16,10 +16,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 #: Bytes of scores that exist at a time: what a CPU's cache holds; elsewhere few and large steps.
-SCORE_BYTES = {"cpu": 4 * 2**20}
+SCORE_BYTES = {"cpu": 2 * 2**20}
 SCORE_BYTES_ELSEWHERE = 32 * 2**20
 #: Fewer queries than this make products too thin, whatever the budget.
 _FEWEST_QUERIES = 32
+#: Nor are there fewer blocks in a row than this, where that leaves enough queries: a block multiplies keys that come
+#: after some of its queries, for nothing.
+_FEWEST_BLOCKS = 8
 #: Lengths of key ranges that one length of a row may give: Metal compiles a graph for each and keeps it.
 _MOST_SHAPES = 32
 
@@ -92,7 +95,7 @@ def blocked_attention(
 
 def queries_per_block(heads: int, length: int, score_bytes: int) -> int:
     """How many queries of all heads have their fp32 scores for `length` keys within the budget: a power of two."""
-    fit = max(score_bytes // (4 * heads * length), _FEWEST_QUERIES)
+    fit = max(min(score_bytes // (4 * heads * length), length // _FEWEST_BLOCKS), _FEWEST_QUERIES)
     return 1 << (fit.bit_length() - 1)
 
 
