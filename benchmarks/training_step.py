@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import queue
+import signal
 import statistics
 import subprocess
 import sys
@@ -532,6 +533,7 @@ def main() -> None:
         work = options.folder / options.serve.replace(" ", "-")
         serve(options.serve, Case(options.model, options.folder / "dataset", work))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the variants' processes and the folder go as well
     wanted = tuple(options.only.split(",")) if options.only else ("",)
     names = [name for name in VARIANTS if name == BASELINE or name.startswith(wanted)]
     with tempfile.TemporaryDirectory() as folder:
