@@ -29,11 +29,11 @@ _SMALLEST_8BIT = 4096
 #: Rows of a weight that the int8 backend dequantises at a time on a CPU.
 _TILE_ROWS = 512
 #: The buffer of logits that exists at a time, and how many of its size are live: logits and what replaces them.
-_LOGITS_BYTES = 48 * MIB
+_LOGITS_BYTES = 48_000_000
 
 #: Memory of a process before any model: python, torch and transformers on cpu; a context and its libraries on cuda;
 #: Metal's on mps.
-PROCESS_BYTES = {"cpu": 330 * MIB, "cuda": 600 * MIB, "mps": 800 * MIB}
+PROCESS_BYTES = {"cpu": 220 * MIB, "cuda": 600 * MIB, "mps": 800 * MIB}
 
 #: Bytes per head and pair of tokens that attention keeps where it runs as separate steps (mps): scores and
 #: probabilities, in fp32. Live in the backward pass are as many again, nearly.
@@ -92,6 +92,11 @@ class Recipe:
     def tokens(self) -> int:
         """Tokens of one forward pass."""
         return self.micro_batch * self.sequence_length
+
+    @property
+    def fused(self) -> bool:
+        """Whether base and adapter are one function that keeps less (`backends.fusion`)."""
+        return self.quantization != "nf4" and not self.dropout
 
     @property
     def blocked(self) -> bool:
@@ -226,9 +231,11 @@ def _moments_8bit(size: int) -> int:
 
 def _activations_per_token(shape: Shape, adapted: tuple[Linear, ...], recipe: Recipe) -> int:
     kept = _kept_per_token(shape, adapted, recipe)
+    # The last norm's input, and the cosines and sines of the positions.
+    once = (shape.hidden + 2 * shape.head_size) * recipe.width
     if not recipe.checkpointing:
-        return shape.layers * kept
-    return shape.layers * shape.hidden * recipe.width + kept
+        return shape.layers * kept + once
+    return shape.layers * shape.hidden * recipe.width + kept + once
 
 
 def _kept_per_token(shape: Shape, adapted: tuple[Linear, ...], recipe: Recipe) -> int:
@@ -239,57 +246,68 @@ def _kept_per_token(shape: Shape, adapted: tuple[Linear, ...], recipe: Recipe) -
         _kept_by_mlp(shape, recipe),
         _kept_by_adapters(adapted, recipe),
     )
-    return sum(parts)
+    return sum(parts) + (_kept_by_dora(shape, adapted, recipe) if recipe.dora else 0)
 
 
 def _kept_by_norms(shape: Shape, recipe: Recipe) -> int:
-    """Their inputs: RMS norms compute in fp32, layer norms in the compute type."""
-    return 2 * shape.hidden * (_FP32 if shape.gated else recipe.width)
+    """Their inputs; what they give is made again. Unfused RMS norms keep theirs in fp32."""
+    return 2 * shape.hidden * (_FP32 if shape.gated and not recipe.fused else recipe.width)
 
 
 def _kept_by_attention(shape: Shape, recipe: Recipe) -> int:
-    """Queries, and keys and values repeated for every head; the output is the next adapter's input in fp32 already."""
-    return (3 if recipe.width == _FP32 else 4) * shape.heads * shape.head_size * recipe.width
+    """Queries, keys, values and the output, which is the next layer's input; torch's own has the former per head."""
+    queries, keys = (heads * shape.head_size for heads in (shape.heads, shape.kv_heads))
+    pairs = keys if recipe.blocked else queries
+    return (2 * queries + 2 * pairs) * recipe.width + _FP32 * shape.heads
 
 
 def _kept_by_mlp(shape: Shape, recipe: Recipe) -> int:
-    """Before the activation; with a gate, after it and the other factor too."""
-    return shape.intermediate * recipe.width * (3 if shape.gated else 1)
+    """What goes into the activation and the gate's other factor; unfused, the activation and the product too."""
+    before = 2 if shape.gated else 1
+    after = 0 if recipe.fused else before
+    return shape.intermediate * recipe.width * (before + after)
 
 
 def _kept_by_adapters(adapted: tuple[Linear, ...], recipe: Recipe) -> int:
-    """Adapters are fp32 and keep an fp32 copy of their input; in an fp32 model that is the tensor itself, shared."""
-    narrow = _FP32 * recipe.rank * len(adapted)
-    magnitudes = 2 * recipe.width * sum(linear.outputs for linear in adapted) if recipe.dora else 0
+    """The narrow middle. Unfused, the input too: as it is in fp32, else an fp32 copy for every layer."""
+    narrow = recipe.rank * len(adapted)
+    if recipe.fused:
+        return narrow * recipe.width
+    shared = {linear.source: linear.inputs for linear in adapted if linear.source in {"attention", "mlp"}}
+    inputs = sum(shared.values()) if recipe.width == _FP32 else sum(linear.inputs for linear in adapted)
     # Every layer has a dropped input of its own, and the mask.
-    dropped = 2 * _FP32 * sum(linear.inputs for linear in adapted) if recipe.dropout else 0
-    if recipe.width == _FP32:
-        inputs = sum({linear.source: linear.inputs for linear in adapted}.values())
-    else:
-        inputs = sum(linear.inputs for linear in adapted)
-    return _FP32 * inputs + narrow + magnitudes + dropped
+    dropped = 2 * sum(linear.inputs for linear in adapted) if recipe.dropout else 0
+    return _FP32 * (inputs + narrow + dropped)
+
+
+def _kept_by_dora(shape: Shape, adapted: tuple[Linear, ...], recipe: Recipe) -> int:
+    """The outputs before the magnitudes; the MLP is not one function then and keeps its middle."""
+    outputs = sum(linear.outputs for linear in adapted)
+    return recipe.width * (outputs + shape.intermediate * (2 if shape.gated else 1))
 
 
 def _layer_working_per_token(shape: Shape, recipe: Recipe) -> int:
-    """Gradients inside one layer that exist at the same time in the backward pass."""
-    return recipe.width * (3 * shape.hidden // 2 + shape.intermediate * (3 if shape.gated else 2))
+    """Inside one MLP in the backward pass: its middle made again, and gradients."""
+    return recipe.width * (3 * shape.hidden + shape.intermediate * (5 if shape.gated else 3))
 
 
 def _loss_working(shape: Shape, recipe: Recipe) -> int:
-    """At the head: hidden states and their gradient, and one chunk of logits."""
+    """At the head: hidden states, their gradient twice, and one chunk of logits."""
     chunk = min(_LOGITS_BYTES, recipe.tokens * shape.vocabulary * _FP32)
-    return 2 * recipe.tokens * shape.hidden * recipe.width + chunk
+    return 3 * recipe.tokens * shape.hidden * recipe.width + chunk
 
 
 def _attention(shape: Shape, recipe: Recipe) -> int:
     if recipe.blocked:
         return _blocked_attention(shape, recipe)
     pairs = recipe.micro_batch * recipe.sequence_length**2
-    mask = pairs * (1 + recipe.width)
+    layers = 1 if recipe.checkpointing else shape.layers
+    # The mask of packed documents as numbers to add to the scores, made and kept by every layer; recomputing keeps
+    # what it is made from.
+    masks = pairs * (recipe.width * layers + (1 if recipe.checkpointing else 0))
     if recipe.device != "mps":  # fused kernels: no scores are kept
-        return mask
-    kept = _SCORES_KEPT * (1 if recipe.checkpointing else shape.layers)
-    return mask + pairs * shape.heads * (kept + _SCORES_LIVE)
+        return masks
+    return masks + pairs * shape.heads * (_SCORES_KEPT * layers + _SCORES_LIVE)
 
 
 def _blocked_attention(shape: Shape, recipe: Recipe) -> int:
