@@ -414,7 +414,8 @@ def test_a_model_loads_with_the_chosen_name(tmp_path):
     ("family", "device", "requested", "expected"),
     [
         ("Llama", "mps", "auto", BLOCKED),
-        ("Llama", "cpu", "auto", "sdpa"),
+        ("Llama", "cpu", "auto", BLOCKED),
+        ("Llama", "cpu", "sdpa", "sdpa"),
         ("Llama", "cuda", "auto", "sdpa"),
         ("Llama", "mps", "sdpa", "sdpa"),
         ("Llama", "cuda", "blocked", BLOCKED),
@@ -429,11 +430,22 @@ def test_the_choice_follows_device_model_and_wish(family, device, requested, exp
     assert "\n" not in choice.note
 
 
-def test_dropout_in_attention_makes_blocks_the_choice_on_a_cpu():
-    config = config_of("Starcoder2")
-    config.attention_dropout = 0.1
-    assert choose(config, Device.CPU).blocked
-    assert "dropout" in choose(config, Device.CPU).note
+@pytest.mark.parametrize("family", ["Llama", "Starcoder2", "Gemma2"])
+def test_a_row_of_one_document_gives_the_numbers_of_usual_attention(family):
+    usual = "eager" if family == "Gemma2" else "sdpa"
+    ids, positions = packed((41,))
+    expected, expected_gradients = logits_and_gradients(tiny_model(family, usual), ids, positions)
+    got, gradients = logits_and_gradients(tiny_model(family, BLOCKED), ids, positions)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max() + 1))
+
+
+def test_torchs_kernel_on_a_cpu_serves_rows_of_one_document_only():
+    causal, windowed = masking_utils.causal_mask_function, masking_utils.sliding_window_causal_mask_function(3)
+    assert ask_for_mask(causal, 12).whole
+    assert not ask_for_mask(windowed, 12).whole
+    assert ask_for_mask(windowed, 3).whole
 
 
 @pytest.mark.parametrize("model_type", ["bloom", "mpt", "gpt_oss"])
