@@ -7,7 +7,8 @@ product back the weight's scales lie along the summed side, so that they go into
 import functools
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,9 @@ _NO_METAL = "torch has no integer matrix product for Apple GPUs: set quantizatio
 #: Tokens, inputs, outputs: small enough for a plain loop, and large enough to tell what a layer gains.
 _FIRST_LOOK = (64, 512, 512)
 _MEASURED = (512, 1024, 1024)
-_ROUNDS = 3
+_ROUNDS = 7
+#: A gain at the first look that no size makes up for.
+_HOPELESS = 0.25
 
 
 _torch_int_mm = torch._int_mm  # noqa: SLF001 - the only integer product that torch has
@@ -126,26 +129,21 @@ def integer_gain(device: Device) -> IntegerGain:
         return IntegerGain(0.0, absent)
     if device is Device.CUDA and torch.cuda.get_device_capability() < _TURING:
         return IntegerGain(0.0, "The tensor cores of this GPU have no int8: set quantization.compute to exact.")
-    gain, means = _measured_gain(device), _means(device)
+    gain = _measured_gain(device)
+    found = f"int8 products are {gain:.2g} times as fast as floats here ({_means(device)})"
     if gain < WORTHWHILE_GAIN:
-        return IntegerGain(
-            gain,
-            f"int8 products take {1 / gain:.1f} times as long as floats here ({means}): "
-            "set quantization.compute to exact.",
-        )
-    return IntegerGain(
-        gain, f"int8 products are {gain:.1f} times as fast as floats here ({means}); activations are rounded to int8"
-    )
+        return IntegerGain(gain, f"{found}, not worth their rounding: set quantization.compute to exact.")
+    return IntegerGain(gain, found)
 
 
 def _means(device: Device) -> str:
     """What the products run on, in a few words."""
     if device is Device.CUDA:
-        return "int8 tensor cores"
+        return "tensor cores, activations of 8 bits"
     instructions = _cpu_instructions()
     if _packed_is_faster():
-        return f"{instructions}, by fbgemm, with 2 bytes more a weight and 7-bit activations"
-    return instructions
+        return f"{instructions}: fbgemm, activations of 7 bits, 2 bytes more a weight"
+    return f"{instructions}, activations of 8 bits"
 
 
 def _cpu_instructions() -> str:
@@ -166,15 +164,19 @@ def _packed_is_faster() -> bool:
     tokens, inputs, outputs = _FIRST_LOOK
     codes = torch.ones(outputs, inputs, dtype=torch.int8)
     values, rounded = torch.ones(tokens, inputs), torch.ones(tokens, inputs, dtype=torch.int8)
-    fbgemm = _seconds(lambda: packed.product(values, codes, back=False), torch.device("cpu"))
-    return fbgemm < _seconds(lambda: _torch_int_mm(rounded, codes.t()), torch.device("cpu"))
+    fbgemm, loop = _seconds(
+        torch.device("cpu"),
+        lambda: packed.product(values, codes, back=False),
+        lambda: _torch_int_mm(rounded, codes.t()),
+    )
+    return fbgemm < loop
 
 
 def _measured_gain(device: Device) -> float:
     """Time of float products over that of int8 ones: at a glance where it is hopeless, else at a layer's size."""
     for shape in (_FIRST_LOOK, _MEASURED):
         gain = _gain(shape, torch.device(device.value), hardware.precision(device).dtype)
-        if gain < 1 / _ROUNDS:
+        if gain < _HOPELESS:
             break
     return gain
 
@@ -186,17 +188,36 @@ def _gain(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype)
     rows = torch.ones(tokens, inputs, dtype=dtype, device=device)
     gradient = torch.ones(tokens, outputs, dtype=dtype, device=device)
     integers = IntegerWeight(codes, scales)
-    floats = _seconds(lambda: (rows @ weight.t(), gradient @ weight), device)
-    return floats / _seconds(lambda: (integers.multiply(rows), integers.multiply_back(gradient)), device)
+    floats, whole = _seconds(
+        device,
+        lambda: (rows @ weight.t(), gradient @ weight),
+        lambda: (integers.multiply(rows), integers.multiply_back(gradient)),
+    )
+    return floats / whole
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The least of a few rounds after one for packing and allocating: others may use the machine."""
-    taken = []
-    for _ in itertools.repeat(None, _ROUNDS + 1):
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return min(taken[1:])
+def _seconds(device: torch.device, *works: Callable[[], object]) -> list[float]:
+    """The least that each took in a few rounds, in turns and after one for packing.
+
+    On a CPU it is the time of one thread: others may use the machine, and cores that wait for each other tell nothing.
+    """
+    clock = time.perf_counter if device.type == "cuda" else time.thread_time
+    taken: list[list[float]] = [[] for _ in works]
+    with _one_thread():
+        for _, (work, times) in itertools.product(range(_ROUNDS + 1), list(zip(works, taken, strict=True))):
+            began = clock()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(clock() - began)
+    return [min(times[1:]) for times in taken]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
