@@ -69,7 +69,7 @@ def _reason_for_blocked(model_config: Any, device: Device) -> str | None:
     if device is Device.MPS:
         return "torch keeps all scores when it trains on Apple GPUs"
     if device is Device.CPU:
-        # Measured (benchmarks/attention.py): 0.3 to 0.8 of the time from 512 tokens on, the same below.
+        # Measured (benchmarks/attention.py): 0.2 to 0.8 of the time from 512 tokens on, the same below.
         return "packed documents are cut apart, where torch multiplies and masks all pairs"
     return None
 
