@@ -33,7 +33,7 @@ _LOGITS_BYTES = 48_000_000
 
 #: Memory of a process before any model: python, torch and transformers on cpu; a context and its libraries on cuda;
 #: Metal's on mps.
-PROCESS_BYTES = {"cpu": 220 * MIB, "cuda": 600 * MIB, "mps": 800 * MIB}
+PROCESS_BYTES = {"cpu": 325 * MIB, "cuda": 600 * MIB, "mps": 800 * MIB}
 
 #: Bytes per head and pair of tokens that attention keeps where it runs as separate steps (mps): scores and
 #: probabilities, in fp32. Live in the backward pass are as many again, nearly.
@@ -42,8 +42,13 @@ _SCORES_LIVE = 4
 #: Queries that blocked attention takes at a time.
 _ATTENTION_BLOCK = 256
 
-#: While weights load, the largest tensor exists in several forms: so many times its final size.
+#: While weights load, the largest layer exists in several forms: so many times its size in fp32.
 _LOADING_COPIES = 1.3
+
+#: On cpu: blocks of the size of an MLP's middle that lie freed between others at the peak (measured), and the size from
+#: which glibc keeps none.
+_HOLES = 9
+_LARGEST_KEPT_BLOCK = 32 * MIB
 
 #: nf4: weights that share a one-byte scale, scales that share an fp32 scale, and the two tables beside them.
 _NF4_BLOCK = 64
@@ -161,7 +166,7 @@ def estimate(model_config: Any, recipe: Recipe) -> MemoryEstimate:
     activations = recipe.tokens * _activations_per_token(shape, adapted, recipe)
     attention = _attention(shape, recipe)
     working = max(recipe.tokens * _layer_working_per_token(shape, recipe), _loss_working(shape, recipe))
-    working += _scratch(shape, recipe)
+    working += _scratch(shape, recipe) + _holes(shape, recipe)
     return MemoryEstimate(
         weights=weights,
         adapters=adapter * _ADAPTER_BYTES,
@@ -327,6 +332,15 @@ def _scratch(shape: Shape, recipe: Recipe) -> int:
     return largest * recipe.width
 
 
+def _holes(shape: Shape, recipe: Recipe) -> int:
+    """Freed blocks that the C library keeps on a CPU; where memory is short, they go back (`backends.allocator`)."""
+    if recipe.device != "cpu" or recipe.checkpointing:
+        return 0
+    return _HOLES * min(recipe.tokens * shape.intermediate * recipe.width, _LARGEST_KEPT_BLOCK)
+
+
 def _loading(shape: Shape, recipe: Recipe) -> int:
-    largest = max(shape.vocabulary * shape.hidden, *(linear.inputs * linear.outputs for linear in shape.linears))
-    return round(_LOADING_COPIES * largest * recipe.width)
+    """A layer that is quantised exists in fp32 too; what is not goes from the mapped file to its place."""
+    if recipe.quantization == "none":
+        return 0
+    return round(_LOADING_COPIES * _FP32 * max(linear.inputs * linear.outputs for linear in shape.linears))

@@ -12,6 +12,7 @@ from backends.devices import Device
 
 _PROC = Path("/proc/self")
 _KIB = 1024
+_WEIGHTS = (".safetensors",)
 #: What writing this to clear_refs does: the high-water mark of the resident set becomes its size now.
 _RESET_MARK = "5"
 
@@ -67,8 +68,24 @@ _LARGEST_CONTEXT = 600 * 1024**2
 
 
 def _mapped_bytes() -> int:
-    """Resident pages of files: libraries, before a model is there."""
-    return _status().get("RssFile", 0)
+    """Resident pages of files, those of weights aside: libraries."""
+    return max(0, _status().get("RssFile", 0) - _mapped_weights())
+
+
+def _mapped_weights() -> int:
+    """Resident pages of files of weights: full precision that was stored in the compute type stays mapped."""
+    try:
+        lines = (_PROC / "smaps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return 0
+    of_weights, resident = False, 0
+    for line in lines:
+        name, *values = line.split()
+        if not name.endswith(":"):  # the first line of a mapping ends in its file
+            of_weights = line.endswith(_WEIGHTS)
+        elif of_weights and name == "Rss:":
+            resident += int(values[0]) * _KIB
+    return resident
 
 
 def _status() -> dict[str, int]:

