@@ -95,10 +95,11 @@ def test_sums_too_long_for_int32_are_added_in_parts(monkeypatch):
 def test_a_token_that_is_not_finite_stays_so_and_harms_no_other(road, value):
     layer = layer_of(16, 32)
     x = normal((4, 32), 5)
-    x[2, 7] = value
+    whole = layer(x)
+    x[3] = value
     y = layer(x)
-    assert not y[2].isfinite().any()
-    assert y[[0, 1, 3]].isfinite().all()
+    assert not y[3].isfinite().any()
+    torch.testing.assert_close(y[:3], whole[:3], rtol=0.05, atol=0.02)
 
 
 def test_tokens_of_zeros_and_no_tokens_at_all(road):

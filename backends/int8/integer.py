@@ -71,7 +71,7 @@ def _product(values: torch.Tensor, codes: torch.Tensor, *, back: bool) -> torch.
         raise BackendUnavailable(_NO_METAL)
     largest = values.abs().amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
     if codes.device.type == "cpu" and _packed_is_faster():
-        # A token that is not finite stays so by its scale; the kernels would refuse it.
+        # A token that is not finite stays so by its scale; its NaNs must not reach the range that all tokens share.
         return packed.product((values / largest).nan_to_num_(0.0), codes, back=back).mul_(largest)
     scales = largest.div_(LARGEST_CODE)
     rounded = (values / scales).round_().to(torch.int8)
