@@ -16,10 +16,10 @@ class FrozenWeight(Protocol):
     """A matrix W [out, in] that is never trained."""
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        """rows @ W.T: [n, in] to a fresh, writable [n, out] in the type of `rows`."""
+        """Rows @ W.T: [n, in] to a fresh, writable [n, out] in the type of `rows`."""
 
     def multiply_back(self, gradient: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
-        """gradient @ W: [n, out] to [n, in], added to `onto` in place where it is given."""
+        """Gradient @ W: [n, out] to [n, in], added to `onto` in place where it is given."""
 
 
 @dataclass(frozen=True)
