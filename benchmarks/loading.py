@@ -73,6 +73,7 @@ model.save_pretrained(folder, max_shard_size="100MB")
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    busy = os.getloadavg()[0]
     sizes = tensor_bytes(folder)
     largest = max(sizes.values())
     rounds: dict[str, list[dict[str, float]]] = {variant: [] for variant in options.variants}
@@ -86,6 +87,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "stored": options.stored,
         "largest_tensor_mib": round(largest / MIB, 1),
         "rounds": options.rounds,
+        # Memory is the same on a busy machine, seconds are not.
+        "load_average_before": round(busy, 2),
         "variants": {variant: summary(loads, largest / MIB) for variant, loads in rounds.items()},
         "versions": {name: version(name) for name in ("torch", "transformers", "safetensors", "bitsandbytes")},
         "machine": f"{platform.platform()}, {os.cpu_count()} cores",
