@@ -18,7 +18,8 @@ VOCABULARY = 37
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Eight tokens of 37 words in fp32 at a time, walked over three at a time."""
+    """Eight tokens of 37 words in fp32 at a time, multiplied ten words and walked over three tokens at a time."""
+    monkeypatch.setattr(head_module, "_TILE_WORDS", 10)
     monkeypatch.setattr(head_module, "LOGIT_BYTES", 8 * VOCABULARY * 4)
     monkeypatch.setitem(head_module._BLOCK_BYTES, "cpu", 3 * VOCABULARY * 4)
 
@@ -213,10 +214,10 @@ def test_chunks_filled_to_one_size_change_nothing(monkeypatch):
 
 
 def test_a_chunk_holds_as_many_logits_as_its_bytes_allow(monkeypatch):
-    monkeypatch.setattr(head_module, "LOGIT_BYTES", 72_000_000)
-    assert chunk_rows(1024, 49152, torch.float32) == 342  # 3 chunks of one size; 366 tokens would fit
-    assert chunk_rows(1024, 49152, torch.bfloat16) == 205  # fp32 and bf16 logits side by side
+    monkeypatch.setattr(head_module, "LOGIT_BYTES", 48_000_000)
+    assert chunk_rows(1024, 49152, torch.float32) == 205  # 5 chunks of one size; 244 tokens would fit
+    assert chunk_rows(1024, 49152, torch.bfloat16) == 147  # fp32 and bf16 logits side by side
     assert chunk_rows(100, 49152, torch.float32) == 100
     assert chunk_rows(8, 20_000_000, torch.float32) == 1
-    for tokens in (1, 366, 367, 1000, 4096):
-        assert 4 * 49152 * chunk_rows(tokens, 49152, torch.float32) <= 72_000_000
+    for tokens in (1, 244, 245, 1000, 4096):
+        assert 4 * 49152 * chunk_rows(tokens, 49152, torch.float32) <= 48_000_000
