@@ -112,11 +112,20 @@ def _tiny_tokenizer(transformers, repository: Path):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests marked `mps` where Metal does not compute; pytest counts them as deselected."""
-    metal = [item for item in items if item.get_closest_marker("mps")]
-    if metal and not _metal_computes():
-        items[:] = [item for item in items if item not in metal]
-        config.hook.pytest_deselected(items=metal)
+    """Leave out the tests marked `mps` or `cuda` where that GPU does not compute; pytest counts them as deselected."""
+    for mark, computes in (("mps", _metal_computes), ("cuda", _cuda_computes)):
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        if marked and not computes():
+            items[:] = [item for item in items if item not in marked]
+            config.hook.pytest_deselected(items=marked)
+
+
+def _cuda_computes() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
 
 
 def _metal_computes() -> bool:

@@ -182,7 +182,7 @@ def test_apple_gpus_are_refused_with_a_sentence():
     assert "no integer matrix product" in found.sentence
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.cuda
 @pytest.mark.parametrize("shape", [(3, 30, 5), (64, 256, 128)])
 def test_cuda_gives_what_the_cpu_gives(shape):
     tokens, inputs, outputs = shape

@@ -116,8 +116,11 @@ class Int8Linear(QuantizedLinear):
     def encode(cls, rows: torch.Tensor, group_size: int | None) -> dict[str, torch.Tensor]:
         """Every element is off by at most half its group's scale. See `QuantizedLinear`."""
         size = group_size or rows.shape[1]
-        groups = nn.functional.pad(rows, (0, -rows.shape[1] % size)).unflatten(1, (-1, size))
-        scales = at_least(groups.abs().amax(dim=-1) / LARGEST_CODE)
+        missing = -rows.shape[1] % size
+        # Padding by nothing would be a copy.
+        groups = (nn.functional.pad(rows, (0, missing)) if missing else rows).unflatten(1, (-1, size))
+        # Two passes, neither of which writes: torch's aminmax is ten times as slow on a CPU.
+        scales = at_least(torch.maximum(-groups.amin(dim=-1), groups.amax(dim=-1)) / LARGEST_CODE)
         codes = (groups / scales.unsqueeze(-1)).round_().clamp_(-LARGEST_CODE, LARGEST_CODE).to(torch.int8)
         return {"weight": codes.flatten(1)[:, : rows.shape[1]], "scales": scales}
 
