@@ -39,8 +39,10 @@ PROCESS_BYTES = {"cpu": 325 * MIB, "cuda": 600 * MIB, "mps": 800 * MIB}
 #: probabilities, in fp32. Live in the backward pass are as many again, nearly.
 _SCORES_KEPT = 5
 _SCORES_LIVE = 4
-#: Queries that blocked attention takes at a time.
-_ATTENTION_BLOCK = 256
+#: Scores that blocked attention computes at a time, and how many of that size are live in its backward pass.
+_SCORE_BYTES = 4 * MIB
+_SCORE_BYTES_ELSEWHERE = 32 * MIB
+_SCORE_COPIES = 3
 
 #: While weights load, the largest layer exists in several forms: so many times its size in fp32.
 _LOADING_COPIES = 1.3
@@ -75,7 +77,7 @@ class Recipe:
     dropout: bool = False
     #: adamw, adamw8bit or adafactor.
     optimizer: str = "adamw"
-    #: sdpa, blocked or auto: blocked where torch's own keeps every score (mps).
+    #: sdpa, blocked or auto: blocked where torch's own keeps or multiplies every score (all but cuda).
     attention: str = "auto"
     #: Rows of one forward pass.
     micro_batch: int = 1
@@ -106,7 +108,7 @@ class Recipe:
     @property
     def blocked(self) -> bool:
         """Whether attention takes queries block by block."""
-        return self.attention == "blocked" or (self.attention == "auto" and self.device == "mps")
+        return self.attention == "blocked" or (self.attention == "auto" and self.device != "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,11 @@ def estimate(model_config: Any, recipe: Recipe) -> MemoryEstimate:
     adapter = adapter_size(adapted, recipe) * shape.layers
     activations = recipe.tokens * _activations_per_token(shape, adapted, recipe)
     attention = _attention(shape, recipe)
-    working = max(recipe.tokens * _layer_working_per_token(shape, recipe), _loss_working(shape, recipe))
+    working = max(
+        recipe.tokens * _mlp_working_per_token(shape, recipe),
+        _attention_working(shape, recipe),
+        _loss_working(shape, recipe),
+    )
     working += _scratch(shape, recipe) + _holes(shape, recipe)
     return MemoryEstimate(
         weights=weights,
@@ -263,7 +269,7 @@ def _kept_by_attention(shape: Shape, recipe: Recipe) -> int:
     """Queries, keys, values and the output, which is the next layer's input; torch's own has the former per head."""
     queries, keys = (heads * shape.head_size for heads in (shape.heads, shape.kv_heads))
     pairs = keys if recipe.blocked else queries
-    return (2 * queries + 2 * pairs) * recipe.width + _FP32 * shape.heads
+    return (2 * queries + 2 * pairs) * recipe.width
 
 
 def _kept_by_mlp(shape: Shape, recipe: Recipe) -> int:
@@ -280,18 +286,20 @@ def _kept_by_adapters(adapted: tuple[Linear, ...], recipe: Recipe) -> int:
         return narrow * recipe.width
     shared = {linear.source: linear.inputs for linear in adapted if linear.source in {"attention", "mlp"}}
     inputs = sum(shared.values()) if recipe.width == _FP32 else sum(linear.inputs for linear in adapted)
-    # Every layer has a dropped input of its own, and the mask.
-    dropped = 2 * sum(linear.inputs for linear in adapted) if recipe.dropout else 0
-    return _FP32 * (inputs + narrow + dropped)
+    # Every layer has a dropped input of its own, and a mask of bytes.
+    dropped = (_FP32 + 1) * sum(linear.inputs for linear in adapted) if recipe.dropout else 0
+    return _FP32 * (inputs + narrow) + dropped
 
 
 def _kept_by_dora(shape: Shape, adapted: tuple[Linear, ...], recipe: Recipe) -> int:
     """The outputs before the magnitudes; the MLP is not one function then and keeps its middle."""
-    outputs = sum(linear.outputs for linear in adapted)
+    # Where nothing is added to it, such an output is what the activation keeps.
+    same = {linear.name for linear in adapted if linear.source == "mlp"} - shape.biased
+    outputs = sum(linear.outputs for linear in adapted if linear.name not in same)
     return recipe.width * (outputs + shape.intermediate * (2 if shape.gated else 1))
 
 
-def _layer_working_per_token(shape: Shape, recipe: Recipe) -> int:
+def _mlp_working_per_token(shape: Shape, recipe: Recipe) -> int:
     """Inside one MLP in the backward pass: its middle made again, and gradients."""
     return recipe.width * (3 * shape.hidden + shape.intermediate * (5 if shape.gated else 3))
 
@@ -316,11 +324,18 @@ def _attention(shape: Shape, recipe: Recipe) -> int:
 
 
 def _blocked_attention(shape: Shape, recipe: Recipe) -> int:
-    """One fp32 number per query and head is kept; the scores of one block of queries, twice, are live."""
-    layers = 1 if recipe.checkpointing else shape.layers
-    block = min(_ATTENTION_BLOCK, recipe.sequence_length)
-    kept = layers * recipe.tokens * shape.heads * _FP32
-    return kept + 2 * recipe.micro_batch * shape.heads * block * recipe.sequence_length * _FP32
+    """One fp32 number per query and head, beside what `_kept_by_attention` counts."""
+    return (1 if recipe.checkpointing else shape.layers) * recipe.tokens * shape.heads * _FP32
+
+
+def _attention_working(shape: Shape, recipe: Recipe) -> int:
+    """Inside one attention in the backward pass: gradients of its inputs and output; in blocks, the scores of one."""
+    gradients = 3 * recipe.tokens * shape.heads * shape.head_size * recipe.width
+    if not recipe.blocked:
+        return gradients
+    budget = _SCORE_BYTES if recipe.device == "cpu" else _SCORE_BYTES_ELSEWHERE
+    scores = min(budget, shape.heads * recipe.sequence_length**2 * _FP32)
+    return gradients + _SCORE_COPIES * scores
 
 
 def _scratch(shape: Shape, recipe: Recipe) -> int:
