@@ -137,7 +137,7 @@ def test_the_schema_is_that_of_the_configuration():
 
 
 def test_the_default_file_is_printed_with_its_comments():
-    assert "# int8 | nf4 | none" in program("repotune", "schema", "--yaml").stdout
+    assert "# int8 | int4 | nf4 | none" in program("repotune", "schema", "--yaml").stdout
 
 
 def test_the_schema_never_overwrites_a_file(tmp_path):

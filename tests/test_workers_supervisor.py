@@ -63,13 +63,14 @@ def out_of_memory():
     return Failed(cause=Cause.OUT_OF_MEMORY, message="Out of memory.")
 
 
-def test_out_of_memory_halves_the_micro_batch_until_it_is_one(runtime):
+def test_out_of_memory_halves_the_micro_batch_until_it_is_one_and_then_recomputes(runtime):
     claim = claimed(runtime, micro_batch=4)
-    for halvings in (1, 2):
+    for halvings in (1, 2, 3):
         record = report(runtime, claim, out_of_memory())
         assert (record.state, record.cause, record.memory_halvings) == (State.QUEUED, Cause.OUT_OF_MEMORY, halvings)
         claim = claim_again(runtime, claim.job_id)
-    assert tickets(runtime) == 2
+    assert tickets(runtime) == 3
+    assert "gradient checkpointing" in record.reason
     record = report(runtime, claim, out_of_memory())
     assert (record.state, record.cause, record.reason) == (State.FAILED, Cause.OUT_OF_MEMORY, "Out of memory.")
 
