@@ -85,8 +85,17 @@ def _entries(file: Path) -> dict[str, Any]:
 def _numbers(values: Any) -> list[float]:
     if not isinstance(values, list):
         return []
-    plain = (value for value in values if isinstance(value, int | float) and not isinstance(value, bool))
-    return [float(value) for value in plain if math.isfinite(value)]
+    return [number for value in values if (number := _number(value)) is not None]
+
+
+def _number(value: Any) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # JSON knows no largest integer
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _median(values: Any, bounds: tuple[float, float]) -> float | None:

@@ -212,7 +212,11 @@ class Mlp:
 
     def middle(self, gate: torch.Tensor | None, wide: torch.Tensor) -> torch.Tensor:
         """What goes into `narrow`."""
-        return self.activation(wide) if gate is None else self.activation(gate).mul_(wide)
+        if gate is None:
+            return self.activation(wide)
+        active = self.activation(gate)
+        # A linear activation gives its input itself, which the backward pass needs as it is.
+        return active * wide if active is gate else active.mul_(wide)
 
 
 class _AdaptedMlp(torch.autograd.Function):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 _KEPT = "_before_merge"
 _ERROR = "_merge_error"
@@ -56,8 +57,11 @@ def unmerge(layer: Any) -> None:
     """Put back the base as it was before the first merge."""
     kept = layer.__dict__.pop(_KEPT)
     base = layer.get_base_layer()
+    # New tensors, as when they were stored: what is kept beside the old ones (`backends.int8.packed`) must not be used.
     for key, value in kept.items():
-        getattr(base, key).data = value
+        now = getattr(base, key)
+        back = value.to(now.device)
+        setattr(base, key, nn.Parameter(back, requires_grad=False) if isinstance(now, nn.Parameter) else back)
     layer.__dict__.pop(_ERROR, None)
     layer.merged_adapters.clear()
 

@@ -42,6 +42,7 @@ def test_a_correction_is_bounded(file, measured, taken):
         b'{"format": 1, "kinds": {"a": 3}}',
         b'{"format": 1, "kinds": {"a": {"memory_factor": "much"}}}',
         b'{"format": 1, "kinds": {"a": {"memory_factor": [null, true, "x", NaN, Infinity]}}}',
+        b'{"format": 1, "kinds": {"a": {"memory_factor": [1' + b"0" * 400 + b"]}}}",
         b"[" * 100_000,
     ],
 )

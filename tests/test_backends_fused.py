@@ -6,14 +6,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import Gemma2Config, LlamaConfig, Qwen2Config, Starcoder2Config
+from transformers import Gemma2Config, LlamaConfig, OPTConfig, Qwen2Config, Starcoder2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from backends import merging
 from backends.frozen import PlainWeight
 from backends.fused import Magnitudes, Mlp, Projection, adapted, adapted_mlp, rms_norm
 from backends.fusion import fuse
-from backends.int8 import Int8Linear
+from backends.int8 import Int8Linear, integer, packed
 
 # PEFT asks transformers by a name that it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -33,6 +33,19 @@ FAMILIES = {
     "qwen2": Qwen2Config(**SIZES),
     "starcoder2": Starcoder2Config(**SIZES, residual_dropout=0.0, attention_dropout=0.0, embedding_dropout=0.0),
     "gemma2": Gemma2Config(**SIZES, head_dim=8),
+    "linear activation": LlamaConfig(**SIZES, hidden_act="linear"),
+    # A decoder layer of this family holds the layers of its MLP itself.
+    "opt": OPTConfig(
+        vocab_size=97,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        dropout=0.0,
+        init_std=0.2,
+    ),
 }
 
 
@@ -197,10 +210,57 @@ def test_a_norm_that_computes_something_else_stays_as_it_is():
     assert not any(type(module).__name__ == "FusedGemma2RMSNorm" for module in fused.modules())
 
 
-def quantised_model(**lora):
+class GatedRMSNorm(nn.Module):
+    """As those of state-space layers: Mamba's may be called without a gate, Qwen3-Next's may not."""
+
+    def __init__(self, width, *, needs_gate):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, width), requires_grad=False)
+        self.variance_epsilon = 1e-6
+        self.needs_gate = needs_gate
+
+    def forward(self, hidden_states, gate=None):
+        if gate is not None or self.needs_gate:
+            hidden_states = hidden_states * nn.functional.silu(gate.float())
+        return self.weight * hidden_states * (hidden_states.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+@pytest.mark.parametrize("needs_gate", [False, True])
+def test_a_norm_with_a_gate_computes_as_before(needs_gate):
+    norm = GatedRMSNorm(32, needs_gate=needs_gate)
+    x, gate = torch.randn(3, 32), torch.randn(3, 32)
+    wanted = norm(x, gate=gate)
+    fuse(norm)
+    torch.testing.assert_close(norm(x, gate=gate), wanted)
+    torch.testing.assert_close(norm(x, gate), wanted)
+
+
+class ClampedMlp(nn.Module):
+    """As that of DeepSeek V4: what is large is clamped."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(32, 64), nn.Linear(32, 64), nn.Linear(64, 32)
+        self.act_fn = nn.SiLU()
+        self.requires_grad_(requires_grad=False)
+
+    def forward(self, x):
+        up = self.up_proj(x).clamp(min=-7.0, max=7.0)
+        return self.down_proj(self.act_fn(self.gate_proj(x).clamp(max=7.0)) * up)
+
+
+def test_an_mlp_that_clamps_large_values_only_stays_as_it_is():
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32))
-    model = nn.Sequential(*(Int8Linear.from_linear(one, 32) if type(one) is nn.Linear else one for one in model))
+    mlp = ClampedMlp()
+    assert fuse(mlp) == 0
+    assert type(mlp) is ClampedMlp
+
+
+def quantised_model(group_size=32, compute="exact", **lora):
+    torch.manual_seed(3)
+    linears = nn.Linear(64, 48), nn.Linear(48, 32)
+    first, last = (Int8Linear.from_linear(one, group_size, compute=compute) for one in linears)
+    model = nn.Sequential(first, nn.ReLU(), last)
     model = get_peft_model(model, LoraConfig(r=4, target_modules=["0", "2"], **lora))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -225,6 +285,20 @@ def test_merging_into_int8_costs_no_more_than_quantising(lora):
     assert torch.equal(model(x), before)
     again = [module.weight for module in model.modules() if isinstance(module, Int8Linear)]
     assert all(torch.equal(one, other) for one, other in zip(codes, again, strict=True))
+
+
+def test_copies_packed_of_merged_codes_are_not_used_when_the_adapter_is_out_again(monkeypatch):
+    if not packed.available():
+        pytest.skip("this torch has no fbgemm")
+    monkeypatch.setattr(integer, "_packed_is_faster", lambda: True)
+    model = quantised_model(None, "int8")
+    x = torch.randn(9, 64)
+    with torch.no_grad():
+        before = model(x)
+        model.merge_adapter()
+        model(x)
+        model.unmerge_adapter()
+        assert torch.equal(model(x), before)
 
 
 def test_a_merged_adapter_can_be_unloaded():
