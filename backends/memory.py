@@ -47,9 +47,9 @@ _SCORE_COPIES = 3
 #: While weights load, the largest layer exists in several forms: so many times its size in fp32.
 _LOADING_COPIES = 1.3
 
-#: On cpu: blocks of the size of an MLP's middle that lie freed between others at the peak (measured), and the size from
-#: which glibc keeps none.
-_HOLES = 9
+#: On cpu: freed blocks between others at the peak, for each tensor of its middle that an MLP keeps (measured); and the
+#: size from which glibc keeps none.
+_HOLES = 8
 _LARGEST_KEPT_BLOCK = 32 * MIB
 
 #: nf4: weights that share a one-byte scale, scales that share an fp32 scale, and the two tables beside them.
@@ -351,7 +351,8 @@ def _holes(shape: Shape, recipe: Recipe) -> int:
     """Freed blocks that the C library keeps on a CPU; where memory is short, they go back (`backends.allocator`)."""
     if recipe.device != "cpu" or recipe.checkpointing:
         return 0
-    return _HOLES * min(recipe.tokens * shape.intermediate * recipe.width, _LARGEST_KEPT_BLOCK)
+    block = min(recipe.tokens * shape.intermediate * recipe.width, _LARGEST_KEPT_BLOCK)
+    return _HOLES * block * (2 if shape.gated else 1) * (1 if recipe.fused else 3)
 
 
 def _loading(shape: Shape, recipe: Recipe) -> int:

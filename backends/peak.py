@@ -1,11 +1,10 @@
 """The peak of this process's memory on its device over a stretch of work, as the system counted it.
 
 On cpu only anonymous memory counts, with what is mapped from the model's files: pages of shared libraries can be
-dropped and read again. Linux resets its high-water mark on request; elsewhere the mark is of the whole process's life.
+dropped and read again. Linux resets its high-water mark on request; macOS has only one of the whole process's life,
+loading included, which says nothing about a training.
 """
 
-import resource
-import sys
 from pathlib import Path
 
 from backends.devices import Device
@@ -23,16 +22,19 @@ class Peak:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._libraries = _mapped_bytes()
-        _reset(device)
+        self._is_reset = _reset(device)
 
     def bytes(self) -> int:
         """The most that was held at a time since the beginning, in bytes; 0 where the system does not tell."""
+        if not self._is_reset:
+            return 0
         if self._device is Device.CPU:
-            return _cpu_peak(self._libraries)
+            return max(0, _status().get("VmHWM", 0) - self._libraries)
         return _gpu_peak(self._device)
 
 
-def _reset(device: Device) -> None:
+def _reset(device: Device) -> bool:
+    """Whether the mark now starts from what is held."""
     if device is Device.CUDA:
         import torch
 
@@ -40,16 +42,9 @@ def _reset(device: Device) -> None:
     if device is Device.CPU:
         try:
             (_PROC / "clear_refs").write_text(_RESET_MARK, encoding="ascii")
-        except OSError:  # no Linux, or a container that forbids it: the mark is then of the whole life
-            return
-
-
-def _cpu_peak(libraries: int) -> int:
-    mark = _status().get("VmHWM")
-    if mark is None:
-        # Bytes on macOS, KiB elsewhere.
-        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else _KIB)
-    return max(0, mark - libraries)
+        except OSError:  # no Linux, or a container that forbids it
+            return False
+    return True
 
 
 def _gpu_peak(device: Device) -> int:

@@ -1,7 +1,9 @@
 """What a run notes of itself, with a real file and this process's real memory."""
 
 import re
+import sys
 
+import pytest
 import torch
 
 from backends import calibration
@@ -36,6 +38,7 @@ def make_plan(file=None):
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system resets its high-water mark")
 def test_the_third_step_notes_memory_and_speed_once(tmp_path):
     file, told = tmp_path / calibration.FILE, []
     expectation = Expectation.of(make_plan(file), LOADED, 100, file)
@@ -77,6 +80,7 @@ def test_no_steps_and_no_sizes_give_no_sentence():
     assert Expectation.of(make_plan(), LOADED, 0, None).product_rate is None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system resets its high-water mark")
 def test_a_peak_is_what_was_held_at_a_time_though_it_is_gone():
     before = Peak(Device.CPU).bytes()
     peak = Peak(Device.CPU)

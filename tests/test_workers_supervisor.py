@@ -8,6 +8,7 @@ import pytest
 from backends.devices import GIB, Device, Machine
 from jobs.config import load_config
 from jobs.events import Failed, Finished, StepDone, Stopped
+from jobs.planner import DoesNotFit
 from jobs.spec import JobSpec, Kind
 from jobs.states import Cause, Desired, State
 from queue_app.artifacts import ArtifactStore
@@ -15,6 +16,7 @@ from queue_app.celery_app import make_app
 from queue_app.records import NewJob, new_claim_id, new_job_id
 from queue_app.settings import load_settings
 from queue_app.store import JobStore, StoreUnreachable
+from workers.failure import failure_of
 from workers.lease import Lease
 from workers.process import LineTail
 from workers.relay import Outbox
@@ -73,6 +75,13 @@ def test_out_of_memory_halves_the_micro_batch_until_it_is_one_and_then_recompute
     assert "gradient checkpointing" in record.reason
     record = report(runtime, claim, out_of_memory())
     assert (record.state, record.cause, record.reason) == (State.FAILED, Cause.OUT_OF_MEMORY, "Out of memory.")
+
+
+def test_a_training_that_no_saving_makes_fit_is_not_tried_again(runtime):
+    failed = failure_of(DoesNotFit("The training needs 9 GiB."))
+    record = report(runtime, claimed(runtime, micro_batch=4), failed)
+    assert (record.state, record.cause) == (State.FAILED, Cause.OUT_OF_MEMORY)
+    assert record.reason == "The training needs 9 GiB."
 
 
 def test_a_trainer_that_dies_again_and_again_fails_the_job_with_its_last_words(runtime):
