@@ -54,17 +54,24 @@ class Projection:
         out.addmm_(inner, self.up.to(rows.dtype).t(), alpha=self.scale)
         return out, inner
 
+    def adapter_gradients(
+        self, gradient: torch.Tensor, rows: torch.Tensor, inner: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Gradients of A x, A and B from that of y; the base has no part in them."""
+        if self.down is None or self.up is None or inner is None:
+            return None, None, None
+        to_inner = (gradient @ self.up.to(gradient.dtype)).mul_(self.scale)
+        to_down = (to_inner.t() @ rows).to(self.down.dtype)
+        return to_inner, to_down, (gradient.t() @ inner).mul_(self.scale).to(self.up.dtype)
+
     def multiply_back(
         self, gradient: torch.Tensor, rows: torch.Tensor, inner: torch.Tensor | None, onto: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Gradients of rows (added to `onto` where it is given), A and B, from that of y."""
         to_rows = self.weight.multiply_back(gradient, onto)
-        if self.down is None or self.up is None or inner is None:
-            return to_rows, None, None
-        to_inner = (gradient @ self.up.to(gradient.dtype)).mul_(self.scale)
-        to_rows.addmm_(to_inner, self.down.to(gradient.dtype))
-        to_down = (to_inner.t() @ rows).to(self.down.dtype)
-        to_up = (gradient.t() @ inner).mul_(self.scale).to(self.up.dtype)
+        to_inner, to_down, to_up = self.adapter_gradients(gradient, rows, inner)
+        if to_inner is not None and self.down is not None:
+            to_rows.addmm_(to_inner, self.down.to(gradient.dtype))
         return to_rows, to_down, to_up
 
 
@@ -75,7 +82,9 @@ def _flat(x: torch.Tensor) -> torch.Tensor:
 class Recipe(Protocol):
     """How the output of a norm is computed again from what the norm keeps anyway."""
 
-    kept: tuple[torch.Tensor | None, ...]
+    @property
+    def kept(self) -> tuple[torch.Tensor | None, ...]:
+        """What it takes."""
 
     def cook(self, kept: Sequence[torch.Tensor]) -> torch.Tensor:
         """The output, from `kept` as autograd gives it back."""
@@ -86,9 +95,19 @@ _RECIPE = "_repotune_recipe"
 
 def _keep(ctx: Any, x: torch.Tensor, *others: torch.Tensor | None) -> None:
     """Save `others`, and `x` or, where there is one, what its recipe needs: the norm has kept that already."""
-    ctx.recipe = getattr(x, _RECIPE, None)
+    recipe, version = getattr(x, _RECIPE, (None, 0))
+    # Somebody may have changed the norm's output in place since.
+    ctx.recipe = recipe if recipe and version == _version(x) else None
     ctx.others = len(others)
     ctx.save_for_backward(*others, *(ctx.recipe.kept if ctx.recipe else (x,)))
+
+
+def _version(x: torch.Tensor) -> int:
+    return 0 if x.is_inference() else x._version  # noqa: SLF001 - how autograd itself notices changes
+
+
+def _set_recipe(x: torch.Tensor, recipe: Recipe) -> None:
+    setattr(x, _RECIPE, (recipe, _version(x)))
 
 
 def _kept(ctx: Any) -> tuple[torch.Tensor, ...]:
@@ -114,6 +133,9 @@ class _Adapted(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, inner = _kept(ctx)
+        if not ctx.needs_input_grad[0]:  # the first layer: what it reads is not trained
+            _, to_down, to_up = ctx.projection.adapter_gradients(_flat(gradient), _flat(x), inner)
+            return None, to_down, to_up, None
         to_rows, to_down, to_up = ctx.projection.multiply_back(_flat(gradient), _flat(x), inner)
         return to_rows.view(x.shape), to_down, to_up, None
 
@@ -309,7 +331,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
     The functions above keep what it was made of instead of the result.
     """
     result, inverse = _RmsNorm.apply(x, weight, epsilon)
-    setattr(result, _RECIPE, _RmsRecipe((x.detach(), inverse, weight)))
+    _set_recipe(result, _RmsRecipe((x.detach(), inverse, weight)))
     return result
 
 
@@ -330,5 +352,5 @@ class _LayerNormRecipe:
 def layer_norm(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, epsilon: float) -> torch.Tensor:
     """Layer norm over the last dimension by torch, whose result the functions above make again, not keep."""
     result, mean, inverse = torch.native_layer_norm(x, x.shape[-1:], weight, bias, epsilon)
-    setattr(result, _RECIPE, _LayerNormRecipe((x.detach(), mean, inverse, weight, bias)))
+    _set_recipe(result, _LayerNormRecipe((x.detach(), mean, inverse, weight, bias)))
     return result

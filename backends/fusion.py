@@ -83,7 +83,15 @@ def _is_lora(layer: Any) -> bool:
     return isinstance(layer, Linear)
 
 
-class _FusedLinear:
+class _Fused:
+    """A module whose class was made here: pickled as the two classes that it was made of."""
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        mixin, original = type(self).__bases__
+        return (_blank, (mixin, original), *super().__reduce_ex__(protocol)[2:])
+
+
+class _FusedLinear(_Fused):
     """`forward` of a LoRA layer whose base and adapter are one function."""
 
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -141,7 +149,7 @@ def _row_lengths(base: Any) -> torch.Tensor:
     return torch.linalg.vector_norm(weight.detach(), dim=1, dtype=torch.float32)
 
 
-class _FusedMlp:
+class _FusedMlp(_Fused):
     """`forward` of an MLP that is one function."""
 
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -152,14 +160,14 @@ class _FusedMlp:
         return adapted_mlp(x, mlp)
 
 
-class _FusedLayerNorm:
+class _FusedLayerNorm(_Fused):
     """`forward` of a layer norm whose result need not be kept."""
 
     def forward(self: Any, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - the name in nn.LayerNorm
         return layer_norm(input, self.weight, self.bias, self.eps)
 
 
-class _FusedNorm:
+class _FusedNorm(_Fused):
     """`forward` of a root-mean-square norm that keeps its input only."""
 
     def forward(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -168,6 +176,11 @@ class _FusedNorm:
             result: torch.Tensor = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
             return result
         return rms_norm(hidden_states, self.weight, _first(self, _EPSILONS))
+
+
+def _blank(mixin: type, original: type) -> Any:
+    made: Any = _subclass(mixin, original)
+    return made.__new__(made)
 
 
 _subclasses: dict[tuple[type, type], type] = {}

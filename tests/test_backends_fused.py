@@ -1,6 +1,8 @@
 """The fused functions against the plain modules: same numbers, same gradients, less kept for the backward pass."""
 
 import copy
+import pickle
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from backends import merging
 from backends.frozen import PlainWeight
-from backends.fused import Magnitudes, Mlp, Projection, adapted, adapted_mlp, rms_norm
+from backends.fused import Magnitudes, Mlp, Projection, adapted, adapted_mlp, layer_norm, rms_norm
 from backends.fusion import fuse
 from backends.int8 import Int8Linear, integer, packed
 
@@ -318,3 +320,44 @@ def test_an_adapter_that_is_not_finite_is_not_merged():
     with pytest.raises(ValueError, match="not finite"):
         model.merge_adapter()
     assert torch.equal(layer.base_layer.weight, codes)
+
+
+def test_a_fused_model_can_be_pickled_and_copied():
+    fused = adapted_model("llama")
+    fuse(fused)
+    ids = torch.arange(20)[None]
+    for again in (pickle.loads(pickle.dumps(fused)), copy.deepcopy(fused)):  # noqa: S301 - our own bytes
+        assert type(again) is type(fused)
+        assert {type(one) for one in again.modules()} == {type(one) for one in fused.modules()}
+        assert torch.equal(again(input_ids=ids).logits, fused(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_a_norm_changed_in_place_is_kept_as_it_is(norm):
+    x, weight, one = double(7, 6), double(6, seed=2), projection(6, 5)
+
+    def gradient_of_down(kept):
+        normed = rms_norm(x, weight, 1e-6) if norm == "rms" else layer_norm(x, weight, None, 1e-6)
+        normed.mul_(3)
+        out = adapted(normed if kept else normed.clone(), one)
+        return torch.autograd.grad(out.square().sum(), one.down)[0]
+
+    torch.testing.assert_close(gradient_of_down(kept=True), gradient_of_down(kept=False))
+
+
+def test_an_input_that_needs_no_gradient_costs_no_product_back():
+    one = projection(6, 5)
+    asked = []
+    counting = Counting(one.weight.weight, asked)
+    adapted(double(4, 6), replace(one, weight=counting)).sum().backward()
+    assert one.down.grad is not None
+    assert not asked
+
+
+@dataclass(frozen=True)
+class Counting(PlainWeight):
+    asked: list
+
+    def multiply_back(self, gradient, onto=None):
+        self.asked.append(1)
+        return super().multiply_back(gradient, onto)
