@@ -68,6 +68,8 @@ class Recipe:
     quantization: str = "int8"
     #: Weights of a row that share a scale (int8); None: all of them.
     group_size: int | None = 128
+    #: How quantised layers multiply: exact or int8.
+    compute: str = "exact"
     #: Of the adapter.
     rank: int = 32
     #: all-linear, or names of the layers that get an adapter. Another pattern counts as all-linear.
@@ -202,7 +204,9 @@ def _linear_bytes(linear: Linear, recipe: Recipe) -> int:
     if kind == "none" or linear.count > 1:
         return linear.size * recipe.width
     if kind == "int8":
-        return linear.size + 2 * linear.outputs * _groups(linear, recipe.group_size)
+        # CPUs without instructions for integers want a packed copy for each direction (`backends.int8.packed`).
+        copies = 2 if recipe.compute == "int8" and recipe.device == "cpu" else 0
+        return linear.size * (1 + copies) + 2 * linear.outputs * _groups(linear, recipe.group_size)
     if kind == "int4":
         groups = _groups(linear, _INT4_GROUP)
         return linear.outputs * groups * (_INT4_GROUP // 2 + 2 + 2)

@@ -45,6 +45,7 @@ def recipe_of(config: Config, device: Device, sequence_length: int | None = None
     return Recipe(
         quantization=quantization.kind,
         group_size=quantization.scale_group,
+        compute=quantization.compute,
         rank=lora.rank,
         target=lora.target_modules,
         dora=lora.dora,

@@ -73,7 +73,9 @@ def plan_training(
     choice = config.training.gradient_checkpointing
     if choice == "auto" and micro_batch_divisor > wanted.micro_batch:
         choice = "on"
-    kind = kinds.kind_of_training(device, _family(model_config), config.quantization.kind)
+    quantization = config.quantization
+    way = quantization.kind if quantization.compute == "exact" else f"{quantization.kind} in integers"
+    kind = kinds.kind_of_training(device, _family(model_config), way)
     measured = calibration.read(calibration_file, kind)
     recipe = replace(wanted, micro_batch=most)
     try:

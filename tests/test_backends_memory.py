@@ -251,3 +251,19 @@ def test_a_correction_changes_what_is_modelled_and_never_what_is_counted():
     corrected = parts.corrected(parts.factor_of(measured))
     assert corrected.total == pytest.approx(measured, abs=4)
     assert corrected.exact == parts.exact
+
+
+def test_int8_products_on_a_cpu_keep_two_packed_copies():
+    exact = estimate(STARCODER2_3B, group_size=None).weights
+    integers = estimate(STARCODER2_3B, group_size=None, compute="int8").weights
+    assert integers - exact == 2 * 2_878_341_120
+    assert estimate(STARCODER2_3B, group_size=None, compute="int8", device="cuda").weights < exact
+
+
+def test_the_model_and_what_it_models_agree_on_their_constants():
+    from backends import head, memory, optimizers
+    from backends.int8 import int4
+
+    assert memory._LOGITS_BYTES == head.LOGIT_BYTES
+    assert memory._SMALLEST_8BIT == optimizers._SMALLEST_IN_8_BITS
+    assert memory._INT4_GROUP == int4.GROUP_SIZE
