@@ -239,6 +239,14 @@ def storages(thing: Any) -> dict[int, int]:
     return found
 
 
+def packed_bytes(block: list[nn.Module]) -> int:
+    """Bytes of the copies that int8 products keep in the form that fbgemm wants, outside any tensor."""
+    from backends.int8 import packed
+
+    copies = [(layer.weight.numel(), packed._copies.get(layer.weight)) for layer in block]  # noqa: SLF001
+    return sum(weights * len(found.packed) for weights, found in copies if found is not None)
+
+
 def kept_bytes(work: Work, block: list[nn.Module]) -> int:
     """Bytes that wait for the backward pass beside the inputs, the outputs and what the layers hold anyway."""
     owned = storages([*block, *work.inputs])
@@ -340,7 +348,7 @@ def main() -> None:
     first = Work.random(options.width, 8)
     for block in blocks.values():
         first.run(block)  # some peers arrange their weights at the first call
-    held = {name: sum(storages(block).values()) for name, block in blocks.items()}
+    held = {name: sum(storages(block).values()) + packed_bytes(block) for name, block in blocks.items()}
     figures = {
         "width": options.width,
         "layers": dict(zip(LAYERS, shapes(options.width), strict=True)),

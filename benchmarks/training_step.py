@@ -409,8 +409,9 @@ def processes(names: list[str], folder: Path, model: str) -> Iterator[dict[str, 
             process.end()
 
 
-def measure(names: list[str], folder: Path, model: str, rounds: int) -> dict[str, dict[str, Any]]:
-    """Load them one after another, then let them step in turns."""
+def measure(names: list[str], folder: Path, model: str, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
+    """Load them one after another, then let them step in turns; no new round once so many seconds have gone."""
+    began = time.monotonic()
     rows: dict[str, dict[str, Any]] = {}
     times: dict[str, list[dict[str, float]]] = {}
     with processes(names, folder, model) as alive:
@@ -424,6 +425,8 @@ def measure(names: list[str], folder: Path, model: str, rounds: int) -> dict[str
                 times.setdefault(name, []).append(process.reply())
                 assert "wall" in times[name][-1], f"{name} ended between its steps: {times[name][-1]}"
             print(f"  round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+            if time.monotonic() - began > seconds:
+                break
     for name, taken in times.items():
         rows[name] |= _summary(taken, times.get(BASELINE))
     return rows
@@ -454,6 +457,7 @@ def _warm_up(process: Process) -> dict[str, Any]:
 def _summary(taken: list[dict[str, float]], base: list[dict[str, float]] | None) -> dict[str, Any]:
     wall, cpu = ([each[name] for each in taken] for name in ("wall", "cpu"))
     figures: dict[str, Any] = {
+        "rounds": len(taken),
         "ms": {"min": round(1000 * min(wall)), "median": round(1000 * statistics.median(wall))},
         "cpu_seconds": {"min": round(min(cpu), 3), "median": round(statistics.median(cpu), 3)},
     }
@@ -502,10 +506,9 @@ def _versions() -> dict[str, str]:
     return known
 
 
-def write(shape: str, rounds: int, rows: dict[str, dict[str, Any]]) -> None:
+def write(shape: str, rows: dict[str, dict[str, Any]]) -> None:
     """Keep the rows, each with the run that it is of; a ratio is to the baseline of the same run."""
     run = {
-        "rounds": rounds,
         "baseline_ms": rows[BASELINE].get("ms"),
         "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
@@ -524,6 +527,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=["smollm2", "starcoder2"], default="smollm2")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=3600, help="begin no round after so many")
     parser.add_argument("--only", help="beginnings of variants' names, by commas; the rows of others are kept")
     parser.add_argument("--serve", choices=list(VARIANTS), help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
@@ -537,9 +541,10 @@ def main() -> None:
     wanted = tuple(options.only.split(",")) if options.only else ("",)
     names = [name for name in VARIANTS if name == BASELINE or name.startswith(wanted)]
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(names, Path(folder), prepare(options.shape, Path(folder)), options.rounds)
+        model = prepare(options.shape, Path(folder))
+        rows = measure(names, Path(folder), model, options.rounds, options.seconds)
     tell(_with_memory_ratios(rows))
-    write(options.shape, options.rounds, rows)
+    write(options.shape, rows)
 
 
 if __name__ == "__main__":
