@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -151,6 +152,11 @@ class OptimizationSection(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this global L2 norm.")
 
 
+def _switch(value: Any) -> Any:
+    """YAML reads a bare on or off as a truth value."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class TrainingSection(Section):
     """How long to train, when to save and when to measure."""
 
@@ -162,7 +168,7 @@ class TrainingSection(Section):
         None, ge=1, description="Held-out loss every so many steps; null means only before and after."
     )
     evaluation_rows: int = Field(64, ge=1, description="Held-out rows measured at most, the same ones every time.")
-    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
+    gradient_checkpointing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
         "auto", description="Recompute activations in the backward pass; auto lets the memory model decide."
     )
     attention: Literal["auto", "sdpa", "blocked"] = Field(

@@ -191,3 +191,9 @@ def test_every_key_has_one_sentence():
         for key, field in getattr(model.annotation, "model_fields", {}).items():
             if section not in set(Device):
                 assert field.description.endswith("."), key
+
+
+@pytest.mark.parametrize("word", ["auto", "on", "off"])
+def test_a_bare_on_or_off_of_yaml_is_a_word(word):
+    config = load_config(settings=[f"training.gradient_checkpointing={word}"])
+    assert config.training.gradient_checkpointing == word
