@@ -44,7 +44,7 @@ def run_dataset(git_dir: Path, source: Source, config: Config, context: JobConte
     """Build the dataset of a commit with the model's own tokenizer."""
     _prepare_process()
     from backends.models import load_tokenizer
-    from jobs.dataset import build_dataset
+    from jobs.dataset.build import build_dataset
 
     # A .gguf file is converted here once, which takes most of a minute.
     context.emit(StageStarted(stage="load tokenizer", message=config.model.name))

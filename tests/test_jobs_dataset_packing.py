@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.packing import pack
+from jobs.dataset.packing import pack
 
 
 @given(lengths=st.lists(st.integers(1, 64), max_size=80))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.files import Reason, decode, path_filter, shown_path, text_reason
+from jobs.dataset.files import Reason, decode, path_filter, shown_path, text_reason
 from jobs.globs import matcher
-from jobs.languages import language_of
+from jobs.dataset.languages import language_of
 from jobs.repository import TreeEntry
 from jobs.spec import DatasetSection
 

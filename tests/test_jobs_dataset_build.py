@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jobs.context import JobContext, OutputExists, StopRequested
-from jobs.dataset import build_dataset, repository_name
+from jobs.dataset.build import build_dataset, repository_name
 from jobs.events import Progress, StageStarted
 from jobs.repository import open_bundle, resolve, write_bundle
 from jobs.shards import DOCUMENT_START, LABEL, DatasetError, labels, open_dataset, position_ids, verify
@@ -349,7 +349,7 @@ import os, resource, signal, sys
 from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 from jobs.context import JobContext
-from jobs.dataset import build_dataset
+from jobs.dataset.build import build_dataset
 from jobs.repository import resolve
 from jobs.shards import DatasetError
 from jobs.spec import Config, Source

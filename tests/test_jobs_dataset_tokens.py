@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.shards import DatasetError
-from jobs.tokens import Vocabulary
+from jobs.dataset.tokens import Vocabulary
 
 SPECIALS = ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>", "<repo_name>", "<file_sep>"]
 
@@ -64,7 +64,7 @@ def small_tokenizer(transformers, specials):
 def test_many_texts_come_back_in_order_whatever_the_batches(vocabulary, monkeypatch):
     texts = [f"text {number} <file_sep> " * (number % 5) for number in range(50)]
     whole = vocabulary.encode(texts)
-    monkeypatch.setattr("jobs.tokens._BATCH_CHARACTERS", 30)
+    monkeypatch.setattr("jobs.dataset.tokens._BATCH_CHARACTERS", 30)
     for one, other in zip(whole, vocabulary.encode(texts), strict=True):
         np.testing.assert_array_equal(one, other)
     assert vocabulary.encode([]) == []

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.fim import Mode, layout_of
-from jobs.samples import Document, Renderer
+from jobs.dataset.fim import Mode, layout_of
+from jobs.dataset.samples import Document, Renderer
 from jobs.spec import DatasetSection
-from jobs.tokens import Vocabulary
+from jobs.dataset.tokens import Vocabulary
 
 LINES = "".join(f"def area_{number}(width):\n    return width * {number}\n" for number in range(60))
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.fim import Cut, Draw, Layout, Mode, Part
+from jobs.dataset.fim import Cut, Draw, Layout, Mode, Part
 from jobs.spec import DatasetSection
-from jobs.tokens import Ids, Vocabulary
+from jobs.dataset.tokens import Ids, Vocabulary
 
 #: Tokens that a piece may lose so that it ends with a line.
 _LINE_SEARCH = 8

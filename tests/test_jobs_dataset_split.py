@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.shards import DatasetError
-from jobs.split import Unit, held_out_names
+from jobs.dataset.split import Unit, held_out_names
 
 UNITS = st.lists(
     st.builds(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from jobs.globs import matcher
-from jobs.languages import language_of
+from jobs.dataset.languages import language_of
 from jobs.repository import TreeEntry
 from jobs.spec import DatasetSection
 

@@ -3,7 +3,7 @@
     enumerate -> read -> filter -> split -> render -> tokenise -> pack -> write
 
 The same commit, configuration and tokenizer give the same bytes. The output folder appears whole or not at all.
-Not here yet: commits as samples, redaction of secrets, near copies (`jobs.split.Unit.keys` is where they join).
+Not here yet: commits as samples, redaction of secrets, near copies (`jobs.dataset.split.Unit.keys` is where they join).
 """
 
 import hashlib
@@ -19,11 +19,11 @@ import numpy as np
 
 from jobs import repository
 from jobs.context import JobContext
-from jobs.files import Drop, Reason, decode, path_filter, shown_path, text_reason
-from jobs.fim import Layout, Mode, layout_of
-from jobs.languages import language_of
-from jobs.packing import pack
-from jobs.samples import Document, Renderer, Sample
+from jobs.dataset.files import Drop, Reason, decode, path_filter, shown_path, text_reason
+from jobs.dataset.fim import Layout, Mode, layout_of
+from jobs.dataset.languages import language_of
+from jobs.dataset.packing import pack
+from jobs.dataset.samples import Document, Renderer, Sample
 from jobs.shards import (
     DOCUMENT_START,
     HELD_OUT,
@@ -36,9 +36,9 @@ from jobs.shards import (
     write_manifest,
 )
 from jobs.spec import Config, DatasetSection, Source
-from jobs.split import Unit, held_out_names
+from jobs.dataset.split import Unit, held_out_names
 from jobs.stages import Stages
-from jobs.tokens import Vocabulary
+from jobs.dataset.tokens import Vocabulary
 from jobs.workplace import workplace
 
 STATS = "stats.json"

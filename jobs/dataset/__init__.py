@@ -1,0 +1,1 @@
+"""The dataset job: from a git repository to packed rows of token ids."""
