@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backends import gguf_cache
+from backends import gguf_cache, tokenizer_files
 from backends.errors import ModelNotLoadable
 from backends.gguf_cache import first_line
 from backends.hardware import is_out_of_memory
@@ -55,17 +55,53 @@ def model_folder(name: str, revision: str | None = None, cache: Path | None = No
     raise ModelNotLoadable(f"There is no model at {name or repr(name)}: no such file or folder.")
 
 
+def tokenizer_folder(name: str, revision: str | None = None) -> Path:
+    """The folder on this machine with the files of the model's tokenizer, without importing transformers.
+
+    A .gguf file that was never converted is converted now, which does import it. A folder needs no weights and no
+    configuration for this: a tokenizer is enough to make a dataset with.
+
+    Raises:
+        ModelNotLoadable: no such model, no tokenizer with it, or the hub cannot be reached.
+    """
+    path = Path(name).expanduser()
+    if name and not revision and _has_tokenizer(path):
+        return path.resolve()
+    folder = _local_folder(name, revision, _SMALL_FILES)
+    if not _has_tokenizer(folder):
+        raise ModelNotLoadable(f"The model {name} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there.")
+    return folder
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in _TOKENIZER_FILES)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer saved in `folder`: its vocabulary, its ends, its `backend_tokenizer`, as transformers has them.
+
+    Transformers is imported only for what the files alone do not tell, and then once for a folder.
+
+    Raises:
+        ModelNotLoadable: there is none, or it cannot be read.
+    """
+    light = tokenizer_files.plain_tokenizer(folder) or tokenizer_files.kept_tokenizer(folder)
+    if light is not None:
+        return light
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer_files.keep_tokenizer(folder, tokenizer)
+    return tokenizer
+
+
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """The model's tokenizer.
+    """The model's tokenizer, as transformers has it.
 
     Raises:
         ModelNotLoadable: no such model, no tokenizer with it, or the hub cannot be reached.
     """
     from transformers import AutoTokenizer
 
-    folder = _local_folder(name, revision, _SMALL_FILES)
-    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-        raise ModelNotLoadable(f"The model {name} has no tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there.")
+    folder = tokenizer_folder(name, revision)
     with _quiet():
         try:
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

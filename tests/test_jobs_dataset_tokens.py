@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.dataset.engines import Reference
+from jobs.dataset.redaction import EMAIL, KEY, PASSWORD, SPELLED
+from jobs.dataset.tokens import Vocabulary, tokenizer_key
 from jobs.shards import DatasetError
-from jobs.dataset.tokens import Vocabulary
 
 SPECIALS = ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>", "<repo_name>", "<file_sep>"]
 
@@ -104,3 +106,111 @@ def test_the_persons_tokenizer_is_left_as_it_is(tiny_tokenizer):
 def test_a_slow_tokenizer_is_refused():
     with pytest.raises(DatasetError, match="fast"):
         Vocabulary(object())
+
+
+# ---- Placeholders that redaction leaves ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_redactions():
+    """A vocabulary that has tokens of its own for what was redacted, as StarCoder2's has."""
+    transformers = pytest.importorskip("transformers")
+    return Vocabulary(small_tokenizer(transformers, specials=["<|endoftext|>", "<EMAIL>", "<KEY>", "<PASSWORD>"]))
+
+
+def test_a_placeholder_becomes_the_models_own_token(with_redactions):
+    ids = with_redactions.encode([f"a{EMAIL}b{KEY}{PASSWORD}"])[0]
+    wanted = ["a", "<EMAIL>", "b", "<KEY>", "<PASSWORD>"]
+    assert ids.tolist() == [with_redactions.special(token) for token in wanted]
+
+
+def test_letters_in_the_content_never_become_a_redaction(with_redactions):
+    ids = with_redactions.encode(["<EMAIL><KEY>"])[0]
+    assert ids.tolist() == [with_redactions.special(letter) for letter in "<EMAIL><KEY>"]
+
+
+def test_a_model_without_such_tokens_reads_the_letters(tiny_tokenizer, vocabulary):
+    ids = vocabulary.encode([f"mail = {EMAIL}\nkey = {KEY}\n", PASSWORD])
+    assert tiny_tokenizer.backend_tokenizer.decode(ids[0].tolist()) == "mail = <EMAIL>\nkey = <KEY>\n"
+    assert tiny_tokenizer.backend_tokenizer.decode(ids[1].tolist()) == "<PASSWORD>"
+
+
+@settings(max_examples=150, deadline=None)
+@given(parts=st.lists(st.one_of(st.sampled_from(list(SPELLED)), st.text("a<é \n", max_size=4)), max_size=8))
+def test_tokens_begin_where_their_bytes_do_with_placeholders_too(vocabulary, with_redactions, parts):
+    raw = "".join(parts).encode()
+    for one in (vocabulary, with_redactions):
+        ids = one.encode([raw.decode()])[0]
+        starts = one.byte_starts(ids, len(raw))
+        assert starts[-1] == len(raw)
+        assert_starts_spell_the_text(one, ids, starts, raw)
+
+
+def assert_starts_spell_the_text(vocabulary, ids, starts, raw):
+    """The bytes from one start to the next spell the token, or are the placeholder that it stands for."""
+    letters = {identifier: token for token, identifier in vocabulary._ids.items()}
+    spelled = {bytes(mark, "utf-8"): word for mark, word in SPELLED.items()}
+    place = 0
+    while place < len(ids):
+        piece = raw[starts[place] : starts[place + 1]]
+        if piece in spelled:
+            word = ""
+            while len(word) < len(spelled[piece]):
+                word += letters[ids[place]]
+                place += 1
+            assert word == spelled[piece]
+        else:
+            assert len(piece) == len(letters[ids[place]]) > 0
+            place += 1
+
+
+def test_where_letters_and_placeholder_cannot_be_told_apart_the_starts_still_span_the_text(vocabulary):
+    raw = f"<EMAIL> and {EMAIL}".encode()
+    starts = vocabulary.byte_starts(vocabulary.encode([raw.decode()])[0], len(raw))
+    assert starts[0] == 0
+    assert starts[-1] == len(raw)
+    assert (np.diff(starts) >= 0).all()
+
+
+# ---- Engines and files -----------------------------------------------------------------------------------------------
+
+
+def test_the_engine_is_named_and_changes_no_id(tiny_tokenizer, vocabulary):
+    reference = Vocabulary(tiny_tokenizer, engine=Reference)
+    assert reference.engine.startswith("tokenizers ")
+    assert vocabulary.engine.partition(" ")[0] in ("fastokens", "tokenizers")
+    texts = [f"def f_{number}(x):\n    return x * {number}  # <file_sep> {EMAIL}\n" for number in range(200)]
+    for one, other in zip(vocabulary.encode(texts), reference.encode(texts), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_folder_gives_the_same_vocabulary_as_its_tokenizer(tiny_model_folder, vocabulary):
+    ours = Vocabulary.of_folder(tiny_model_folder)
+    for name in ("size", "end", "padding", "sha256", "engine"):
+        assert getattr(ours, name) == getattr(vocabulary, name)
+    assert ours.encode(["x = 1\n"])[0].tolist() == vocabulary.encode(["x = 1\n"])[0].tolist()
+
+
+def test_the_key_of_a_tokenizer_is_its_files_and_the_libraries(tiny_model_folder, monkeypatch):
+    key = tokenizer_key(tiny_model_folder)
+    assert key == tokenizer_key(tiny_model_folder)
+    monkeypatch.setattr("jobs.dataset.tokens.metadata.version", lambda name: "0")
+    assert key != tokenizer_key(tiny_model_folder)
+
+
+def test_tokens_that_spell_text_begin_where_their_bytes_do_too():
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    letters = [*(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "\u00e9", "\u2581a"]
+    backend = Tokenizer(
+        models.BPE({letter: index for index, letter in enumerate(letters)}, [("\u2581", "a")], byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.ByteFallback()
+    backend.add_special_tokens(["<|endoftext|>"])
+    one = Vocabulary(transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>"))
+    text = "a b\u00e9\n\U0001f600 a"
+    starts = one.byte_starts(one.encode([text])[0], len(text.encode()))
+    # _a, _, b, é, newline, four bytes, _a
+    assert starts.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 12]

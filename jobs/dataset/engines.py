@@ -1,0 +1,185 @@
+"""What turns text into ids: a fast engine as long as its ids are those of the reference, the reference otherwise.
+
+The reference is `tokenizers`, the library that transformers itself asks. `fastokens` reads the same description of a
+tokenizer and is several times as fast (benchmarks/tokenising.py), but it is young: it is compared with the reference on
+texts that are hard to cut, then on the first real ones and on one in 64 of the rest. At the first difference, error or
+panic the reference takes over for good, and a note says so.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Characters of real text that are compared before any is believed: a tenth of a second of the reference's time.
+FIRST_CHARACTERS = 200_000
+#: Of the rest, one text in this many is compared: the reference then costs about a tenth of the whole.
+ONE_IN = 64
+
+#: Where engines that cut text by rules of their own part ways: blanks of every kind, digits, letters with marks, signs
+#: beyond the first plane, what is no character at all, long runs, line ends, contractions.
+PROBES = (
+    "def area(width: int) -> int:\n\treturn width  *  2 ** 10\r\n\r\n    # it's, we'll, I'D\n",
+    "a  b\u00a0c\u2003d\u3000e\u200bf\ufeffg\x85h\u2028i\x0bj\x0ck\x1cl \n \n\n  \t\t x   ",
+    "1234567890 3.14e-10 0xFF \u0663\u0664\u0665 \u00b2\u00bd \u216b \U0001d7d8 12a34",
+    "na\u00efve cafe\u0301 stra\u00dfe \u01c5 \u0130 \u1e9b\u0323 A\u030a \ufb01 \u212b \u0915\u094d\u0937",
+    "\u65e5\u672c\u8a9e \ud55c\uad6d \u0627\u0644\u0639\u0631\u0628\u064a\u0629",
+    "\U0001f469\u200d\U0001f4bb\U0001f1e9\U0001f1ea",
+    "\x00\x01\x7f\u0080\ufffd\ufdd3\uffff\U0001fffe\U00040000\U0007ffff\U0010ffff\ue000",
+    "<<<<<<< HEAD\n=======\n>>>>>>> |||| ---- ++++ ____ //// \\\\\\\\ ...... !?!?",
+    "x" * 300 + " " * 300 + "\n" * 50 + "=" * 200 + "\u00e9" * 100 + "ab" * 200,
+    "",
+    " ",
+)
+
+Uint32 = NDArray[np.uint32]
+
+
+class Encoded(NamedTuple):
+    """The ids of several texts, one after the other."""
+
+    #: uint32 [tokens]
+    ids: Uint32
+    #: Where each text begins, and the end: int64 [texts + 1]
+    starts: NDArray[np.int64]
+
+    def of(self, place: int) -> Uint32:
+        """The ids of one text."""
+        return self.ids[self.starts[place] : self.starts[place + 1]]
+
+
+class Engine(Protocol):
+    """Turns texts into ids, adding none of its own."""
+
+    @property
+    def name(self) -> str:
+        """Library and version."""
+
+    @property
+    def note(self) -> str | None:
+        """What people should know of it, in a sentence."""
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """The ids of every text."""
+
+
+class Reference:
+    """The `tokenizers` library itself."""
+
+    note: str | None = None
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.name = f"tokenizers {metadata.version('tokenizers')}"
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """The ids of every text."""
+        found = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        starts = np.zeros(len(found) + 1, np.int64)
+        np.cumsum([len(ids) for ids in found], out=starts[1:])
+        ids = np.empty(starts[-1], np.uint32)
+        for place, one in enumerate(found):
+            ids[starts[place] : starts[place + 1]] = one
+        return Encoded(ids, starts)
+
+
+class Fastokens:
+    """The `fastokens` library (Apache-2.0, by Crusoe), made of the reference's own description."""
+
+    note: str | None = None
+
+    def __init__(self, backend: Any) -> None:
+        from fastokens import Tokenizer
+
+        self._tokenizer = Tokenizer.from_json_str(backend.to_str())
+        self.name = f"fastokens {metadata.version('fastokens')}"
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """The ids of every text."""
+        ids, starts = self._tokenizer.encode_batch_flat(list(texts), add_special_tokens=False)
+        return Encoded(np.frombuffer(ids, "<u4"), np.frombuffer(starts, "<u8").astype(np.int64))
+
+
+class Checked:
+    """A fast engine, believed as long as it agrees with the reference wherever the two are compared."""
+
+    def __init__(self, reference: Engine, fast: Engine) -> None:
+        self._reference = reference
+        self._fast: Engine | None = fast
+        self._first = FIRST_CHARACTERS
+        self.note: str | None = None
+        probes = self._attempt(PROBES)
+        if probes is not None:
+            self._compare(PROBES, probes, range(len(PROBES)))
+
+    @property
+    def name(self) -> str:
+        """Of the engine that is believed now."""
+        return (self._fast or self._reference).name
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """The ids of every text."""
+        encoded = self._attempt(texts)
+        chosen = [place for place, text in enumerate(texts) if self._is_compared(text)]
+        if encoded is not None and self._compare(texts, encoded, chosen):
+            return encoded
+        return self._reference.encode(texts)
+
+    def _attempt(self, texts: Sequence[str]) -> Encoded | None:
+        """What the fast engine says; nothing where it is no longer asked or breaks."""
+        if self._fast is None:
+            return None
+        try:
+            return self._fast.encode(texts)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic in Rust reaches Python as no Exception
+            self._give_up(f"broke ({type(error).__name__})")
+            return None
+
+    def _is_compared(self, text: str) -> bool:
+        if len(text) <= self._first:
+            self._first -= len(text)
+            return True
+        # By what is in the text: which ones are compared does not hang on their order.
+        return zlib.crc32(text[-4096:].encode("utf-8", "surrogatepass")) % ONE_IN == 0
+
+    def _compare(self, texts: Sequence[str], encoded: Encoded, places: Sequence[int]) -> bool:
+        """Whether both engines say the same of the texts at `places`."""
+        if not places:
+            return True
+        wanted = self._reference.encode([texts[place] for place in places])
+        agreed = len(encoded.starts) == len(texts) + 1 and all(
+            np.array_equal(encoded.of(place), wanted.of(index)) for index, place in enumerate(places)
+        )
+        if not agreed:
+            self._give_up("gave other ids")
+        return agreed
+
+    def _give_up(self, why: str) -> None:
+        assert self._fast is not None  # noqa: S101 - it has just been asked
+        self.note = f"{self._fast.name} {why}, so {self._reference.name} does its work: several times as slow."
+        self._fast = None
+
+
+def open_engine(backend: Any, fast: Callable[[Any], Engine] = Fastokens) -> Engine:
+    """The fastest engine that is installed, reads the tokenizer and gives the reference's ids.
+
+    Args:
+        backend: a `tokenizers.Tokenizer` without padding and truncation.
+        fast: makes the engine that is tried.
+    """
+    reference = Reference(backend)
+    try:
+        return Checked(reference, fast(backend))
+    except ImportError:
+        reference.note = f"fastokens is not installed, so {reference.name} does its work: several times as slow."
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic in Rust reaches Python as no Exception
+        # Kinds of tokenizers that it does not know are refused with a ValueError.
+        reference.note = f"fastokens does not read this tokenizer ({type(error).__name__}); {reference.name} does."
+    return reference

@@ -1,0 +1,152 @@
+"""A fast engine is believed only as long as it says what the reference says."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.dataset import engines
+from jobs.dataset.engines import PROBES, Checked, Encoded, Reference, open_engine
+
+
+class Panic(BaseException):
+    """What a panic in Rust becomes in Python: no Exception."""
+
+
+class Lookalike(Reference):
+    """The reference under another name, which errs as told."""
+
+    def __init__(self, backend):
+        super().__init__(backend)
+        self.name = "lookalike 1.0"
+        self.asked = 0
+
+    def encode(self, texts):
+        self.asked += 1
+        for text in texts:
+            if "panic" in text:
+                raise Panic(text)
+            if "interrupt" in text:
+                raise KeyboardInterrupt
+        encoded = super().encode(texts)
+        wrong = [place for place, text in enumerate(texts) if "wrong" in text]
+        for place in wrong:
+            encoded.ids[encoded.starts[place]] += 1
+        return encoded
+
+
+@pytest.fixture
+def backend(tiny_tokenizer):
+    return tiny_tokenizer.backend_tokenizer
+
+
+def ids_of(engine, texts):
+    encoded = engine.encode(texts)
+    return [encoded.of(place).tolist() for place in range(len(texts))]
+
+
+def test_the_reference_says_what_the_library_says(backend):
+    texts = ["def f():\n    return 1\n", "", "x" * 9]
+    assert ids_of(Reference(backend), texts) == [backend.encode(text, add_special_tokens=False).ids for text in texts]
+    assert ids_of(Reference(backend), []) == []
+
+
+def test_an_engine_that_agrees_is_used_and_named(backend):
+    engine = open_engine(backend, Lookalike)
+    assert engine.name == "lookalike 1.0"
+    assert engine.note is None
+    assert ids_of(engine, ["a = 1\n"] * 3) == ids_of(Reference(backend), ["a = 1\n"] * 3)
+
+
+@pytest.mark.parametrize(("word", "why"), [("wrong", "gave other ids"), ("panic", r"broke \(Panic\)")])
+def test_an_engine_that_errs_is_replaced_for_good_and_the_ids_are_right(backend, word, why):
+    fast = Lookalike(backend)
+    engine = Checked(Reference(backend), fast)
+    texts = ["a good text\n", f"a {word} text\n"]
+    assert ids_of(engine, texts) == ids_of(Reference(backend), texts)
+    assert engine.name.startswith("tokenizers ")
+    assert re.search(f"lookalike 1.0 {why}", engine.note)
+    asked = fast.asked
+    engine.encode(["more\n"])
+    assert fast.asked == asked
+
+
+def test_an_engine_that_errs_on_the_probes_is_never_used(backend):
+    class Digits(Lookalike):
+        def encode(self, texts):
+            return super().encode([text.replace("1", "2") for text in texts])
+
+    engine = open_engine(backend, Digits)
+    assert engine.name.startswith("tokenizers ")
+    assert "gave other ids" in engine.note
+
+
+def test_an_engine_that_loses_a_text_is_replaced(backend):
+    class Short(Lookalike):
+        def encode(self, texts):
+            whole = super().encode(texts)
+            return whole if list(texts) == list(PROBES) else Encoded(whole.ids, whole.starts[:-1])
+
+    engine = open_engine(backend, Short)
+    assert engine.name == "lookalike 1.0"
+    assert ids_of(engine, ["a\n", "b\n"]) == ids_of(Reference(backend), ["a\n", "b\n"])
+    assert engine.name.startswith("tokenizers ")
+
+
+def test_one_text_in_a_few_is_still_compared_when_the_first_agreed(backend, monkeypatch):
+    monkeypatch.setattr(engines, "FIRST_CHARACTERS", 100)
+    engine = Checked(Reference(backend), Lookalike(backend))
+    engine.encode(["good " * 20])
+    texts = [f"wrong {number}" for number in range(10 * engines.ONE_IN)]
+    for text in texts:
+        engine.encode([text])
+    assert engine.name.startswith("tokenizers ")
+    compared = [text for text in texts if engine._is_compared(text)]
+    assert 0 < len(compared) < len(texts) / 20
+    assert compared == [text for text in reversed(texts) if engine._is_compared(text)][::-1]
+
+
+def test_ctrl_c_is_no_reason_to_change_the_engine(backend):
+    engine = Checked(Reference(backend), Lookalike(backend))
+    with pytest.raises(KeyboardInterrupt):
+        engine.encode(["interrupt"])
+    assert engine.name == "lookalike 1.0"
+
+
+def test_without_fastokens_the_reference_works_and_says_what_is_missing(backend, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastokens", None)
+    engine = open_engine(backend)
+    assert engine.name.startswith("tokenizers ")
+    assert "fastokens is not installed" in engine.note
+    assert ids_of(engine, ["a = 1\n"]) == [backend.encode("a = 1\n").ids]
+
+
+def test_a_tokenizer_that_the_fast_engine_refuses_goes_to_the_reference(backend):
+    def refuses(_backend):
+        raise ValueError
+
+    engine = open_engine(backend, refuses)
+    assert "does not read this tokenizer (ValueError)" in engine.note
+
+
+@settings(max_examples=150, deadline=None)
+@given(texts=st.lists(st.text(max_size=60), max_size=6))
+def test_fastokens_itself_gives_the_references_ids(tiny_tokenizer, fastokens_engine, texts):
+    texts = [text for text in texts if not any("\ud800" <= letter <= "\udfff" for letter in text)]
+    assert ids_of(fastokens_engine, texts) == ids_of(Reference(tiny_tokenizer.backend_tokenizer), texts)
+
+
+@pytest.fixture(scope="module")
+def fastokens_engine(tiny_tokenizer):
+    pytest.importorskip("fastokens")
+    return engines.Fastokens(tiny_tokenizer.backend_tokenizer)
+
+
+def test_the_engine_that_is_installed_passes_its_own_check(backend):
+    pytest.importorskip("fastokens")
+    engine = open_engine(backend)
+    assert engine.name.startswith("fastokens ")
+    assert np.array_equal(engine.encode(list(PROBES)).ids, Reference(backend).encode(list(PROBES)).ids)
