@@ -84,12 +84,6 @@ def slices(values: Mapping[str, float], order: Sequence[str]) -> list[Slice]:
     ]
 
 
-def legend(wholes: Iterable[Sequence[Slice]]) -> list[Slice]:
-    """One part of every name that stands in some wholes, by tone."""
-    named = {part.name: part for parts in wholes for part in parts}
-    return sorted(named.values(), key=lambda part: (part.tone, part.name))
-
-
 def classes(histograms: Iterable[Mapping[str, float]]) -> list[int]:
     """The classes that all of some histograms share: every upper limit named, and the powers of two between them."""
     named = {int(limit) for histogram in histograms for limit in histogram if limit.isdecimal()}

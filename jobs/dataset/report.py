@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.chart import number
 from jobs.checkpoint import replace_file
 from jobs.dataset.amounts import duration, percent, several, size
-from jobs.dataset.bars import Bar, Column, Slice, bars, classes, columns, legend, slices
+from jobs.dataset.bars import Bar, Column, Slice, bars, classes, columns, slices
 from jobs.dataset.excerpts import Excerpt, excerpt, visible
 from jobs.dataset.facts import Facts
 from jobs.dataset.headlines import SPLITS, headlines
@@ -184,10 +184,8 @@ def _intake(stats: Facts) -> dict[str, Any]:
     """What went in, and what was left out."""
     duplicates = {"exact": "Exact copies", "near": "Near copies", "clusters": "Groups of near copies"}
     wholes = [_files_whole(stats, "Files", "files"), _files_whole(stats, "Bytes", "bytes"), _commits_whole(stats)]
-    intake = [whole for whole in wholes if whole.parts]
     return {
-        "intake": intake,
-        "intake_legend": legend(whole.parts for whole in intake),
+        "intake": [whole for whole in wholes if whole.parts],
         "dropped_files": bars(stats.numbers("dropped", "reasons")),
         "dropped_commits": bars(stats.numbers("commits", "reasons")),
         "duplicates": [
@@ -218,10 +216,8 @@ def _mix(stats: Facts) -> dict[str, Any]:
     splits = {name: stats.at("splits", name) for name in _split_names(stats)}
     histograms = {name: split.numbers("lengths") for name, split in splits.items()}
     limits = classes(histograms.values())
-    kinds = _kinds(splits)
     return {
-        "kinds": kinds,
-        "kind_legend": legend(whole.parts for whole in kinds),
+        "kinds": _kinds(splits),
         "splits": [_split(name, split) for name, split in splits.items()],
         "languages": _languages(stats),
         "lengths": [
