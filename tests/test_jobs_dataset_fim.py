@@ -4,11 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.dataset.fim import Cut, Draw, Layout, Mode, layout_of
+from jobs.dataset.fim import Cut, Draw, Layout, Mode, chances, layout_of
 
 STARCODER2 = ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>", "<repo_name>", "<file_sep>"]
+STARCODER = ["<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>", "<reponame>", "<filename>", "<gh_stars>"]
 QWEN = ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"]
 DEEPSEEK = ["<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>"]
+CODE_LLAMA = ["\u2581<PRE>", "\u2581<MID>", "\u2581<SUF>", "\u2581<EOT>"]
 SMOLLM2 = ["<repo_name>", "<reponame>", "<file_sep>", "<filename>"]
 
 CUT = Cut("pre", "mid", "suf")
@@ -28,11 +30,18 @@ def written(tokens, mode, path="a/b.py"):
         (STARCODER2, Mode.PLAIN, "<repo_name>repo<file_sep>a/b.py\ncode"),
         (STARCODER2, Mode.PSM, "<file_sep><fim_prefix>a/b.py\npre<fim_suffix>suf<fim_middle>mid"),
         (STARCODER2, Mode.SPM, "<file_sep><fim_prefix><fim_suffix>suf<fim_middle>a/b.py\npremid"),
+        (STARCODER, Mode.PLAIN, "<reponame>repo<filename>a/b.py\ncode"),
+        (STARCODER, Mode.PSM, "<fim_prefix><filename>a/b.py\npre<fim_suffix>suf<fim_middle>mid"),
+        (STARCODER, Mode.SPM, "<fim_prefix><fim_suffix>suf<fim_middle><filename>a/b.py\npremid"),
+        (STARCODER[:4], Mode.PSM, "<fim_prefix>pre<fim_suffix>suf<fim_middle>mid"),
         (QWEN, Mode.PLAIN, "<|repo_name|>repo\n<|file_sep|>a/b.py\ncode"),
         (QWEN, Mode.PSM, "<|file_sep|>a/b.py\n<|fim_prefix|>pre<|fim_suffix|>suf<|fim_middle|>mid"),
         (QWEN, Mode.SPM, "<|file_sep|>a/b.py\n<|fim_prefix|><|fim_suffix|>suf<|fim_middle|>premid"),
         (DEEPSEEK, Mode.PLAIN, "# a/b.py\ncode"),
         (DEEPSEEK, Mode.PSM, f"{DEEPSEEK[0]}# a/b.py\npre{DEEPSEEK[1]}suf{DEEPSEEK[2]}mid"),
+        (CODE_LLAMA, Mode.PLAIN, "code"),
+        (CODE_LLAMA, Mode.PSM, f"{CODE_LLAMA[0]}pre{CODE_LLAMA[2]}suf{CODE_LLAMA[1]}mid"),
+        (CODE_LLAMA, Mode.SPM, f"{CODE_LLAMA[0]}{CODE_LLAMA[2]}suf{CODE_LLAMA[1]}premid"),
         (SMOLLM2, Mode.PLAIN, "<repo_name>repo<file_sep>a/b.py\ncode"),
         (["<|endoftext|>"], Mode.PLAIN, "code"),
     ],
@@ -48,6 +57,43 @@ def test_prefix_and_middle_are_tokenised_apart_because_the_cursor_stood_between_
 
 def test_two_of_three_fill_tokens_are_none():
     assert layout_of({"<fim_prefix>": 1, "<fim_suffix>": 2}.get) == Layout(name="plain", path_line="")
+
+
+def layout(tokens):
+    return layout_of({token: index for index, token in enumerate(tokens)}.get)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "name"),
+    [
+        (STARCODER2, "StarCoder2"),
+        (STARCODER, "StarCoder"),
+        (QWEN, "Qwen"),
+        (DEEPSEEK, "DeepSeek"),
+        (CODE_LLAMA, "Code Llama"),
+        (SMOLLM2, "plain"),
+        ([], "plain"),
+    ],
+)
+def test_a_family_is_known_by_its_tokens(tokens, name):
+    assert layout(tokens).name == name
+
+
+def test_a_token_of_its_own_ends_what_code_llama_fills_in():
+    assert layout(CODE_LLAMA).fill_end == CODE_LLAMA.index("\u2581<EOT>")
+    assert layout(STARCODER2).fill_end is None
+
+
+def test_a_vocabulary_with_the_tokens_of_both_generations_is_the_newer_one():
+    assert layout([*STARCODER, "<file_sep>", "<repo_name>"]).name == "StarCoder2"
+
+
+def test_tokens_of_commits_and_pull_requests_count_only_if_all_are_there():
+    pull_request = ["<pr>", "<pr_status>", "<pr_base>", "<pr_file>", "<pr_base_code>", "<pr_diff>", "<pr_diff_hunk>"]
+    assert layout([*STARCODER2, *pull_request]).pull_request == tuple(range(7, 14))
+    assert layout([*STARCODER2, *pull_request[1:]]).pull_request is None
+    assert layout(["<commit_before>", "<commit_msg>", "<commit_after>"]).commit == (0, 1, 2)
+    assert layout(["<commit_before>", "<commit_msg>"]).commit is None
 
 
 @given(text=st.text(min_size=1), seed=st.integers(0, 2**70), key=st.binary(max_size=20))
@@ -100,5 +146,10 @@ def test_chances_depend_on_seed_and_key_and_stay_what_they_are():
     assert Draw.of(17, b"a").fill == PINNED
 
 
+def test_chances_for_one_purpose_tell_nothing_of_another():
+    assert chances(17, b"a", b"fim", 3) != chances(17, b"a", b"commit", 3)
+    assert all(0 <= chance < 1 for chance in chances(17, b"a", b"fim", 8))
+
+
 #: Another number here means that every dataset changes: raise `jobs.shards.FORMAT` then.
-PINNED = 0.39799479804799603
+PINNED = 0.9332229424617636

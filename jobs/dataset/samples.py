@@ -1,26 +1,47 @@
 """Turns files into samples: token ids of one document each, at most a row long.
 
-A file longer than a row is cut between lines where one is near; every piece begins with the file's path and is a
-document of its own. Only what ends a file, or a filled-in middle, ends with the end-of-text token.
+Small files of one folder stand together in a document, as a repository's files do in the data of code models, so that
+one explains the other. A file longer than a row is cut between lines where one is near; every piece begins with the
+file's path and is a document of its own. Only what ends a file, or a filled-in middle, ends with the end-of-text token.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.dataset.fim import Cut, Draw, Layout, Mode, Part
-from jobs.spec import DatasetSection
+from jobs.dataset.syntax import SyntaxCutter
 from jobs.dataset.tokens import Ids, Vocabulary
+from jobs.spec import DatasetSection
 
-#: Tokens that a piece may lose so that it ends with a line.
-_LINE_SEARCH = 8
+#: Tokens that a piece may lose so that it ends with a line, and the share of a row that they are at most.
+_LINE_SEARCH, _LINE_SEARCH_SHARE = 32, 8
 #: Tokens by which a filled-in text may grow: its words are cut at two places.
 _CUT_SLACK = 4
 #: Tokens of a filled-in document beside its head and text: prefix, suffix, middle, end.
 _FILL_TOKENS = 4
+#: A file of at most a row's half is small: joined ones fill half a row or more.
+_SMALL_SHARE = 2
+#: One file in so many begins a unit whatever stands before it.
+_UNIT = 32
 _NEWLINE = 0x0A
+
+Spans = tuple[tuple[int, int], ...]
+
+
+class SampleKind(StrEnum):
+    """What a sample teaches."""
+
+    CONTEXT = "context"
+    FILL = "fill"
+    EDIT = "edit"
+    MESSAGE = "message"
+    DOCS = "docs"
 
 
 @dataclass(frozen=True)
@@ -29,8 +50,17 @@ class Document:
 
     path: str
     text: str
-    #: Held-out files are never filled in: their loss must mean the same for every model and every setting.
+    #: Held-out files are never filled in nor joined: their loss must mean the same for every model and every setting.
     held_out: bool
+    #: Code or documentation; only code is filled in.
+    kind: SampleKind = SampleKind.CONTEXT
+    #: Spans of characters that are learned, in order; None: all. Such a file is neither filled in nor joined.
+    learned: Spans | None = None
+
+    @property
+    def stands_alone(self) -> bool:
+        """Written from left to right, with no other file beside it."""
+        return self.held_out or self.learned is not None
 
 
 @dataclass(frozen=True)
@@ -40,33 +70,61 @@ class Sample:
     #: uint32 [at most T]
     ids: NDArray[np.uint32]
     mode: Mode
-    #: Index of the file in what `render` was given.
+    kind: SampleKind
+    #: Index of the first file in what `render` was given.
     document: int
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Tokens `start` to `stop` of a file, and how they are written."""
-
+    #: bool [as ids]: which tokens are learned; None: all.
+    labels: NDArray[np.bool_] | None
+    #: Bytes of the text, from `start` of the first file to `stop` of the last.
     start: int
     stop: int
-    last: bool
-    mode: Mode
-    cut: Cut | None
+    #: Consecutive files that it holds.
+    joined: int = 1
 
 
 @dataclass(frozen=True)
 class _Body:
-    """A file with its tokens, where they begin in its bytes, and the tokens that go before each piece."""
+    """A file with its tokens, where they begin in its bytes, and the tokens that name it."""
 
+    place: int
     document: Document
     raw: bytes
     ids: Ids
     starts: NDArray[np.int64]
-    head: Ids
-    #: The same without the repository's name: for a filled-in piece that turns out too long.
-    short_head: Ids
+    #: File token and path; empty where they would take too much of a row.
+    entry: Ids
     path_text: str
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A sample before its middle is tokenised."""
+
+    plain: Ids
+    labels: NDArray[np.bool_] | None
+    files: Sequence[_Body]
+    start: int
+    stop: int
+    mode: Mode = Mode.PLAIN
+    #: The filled-in form.
+    parts: Sequence[Part | Ids] = ()
+
+
+def units(documents: Sequence[Document]) -> list[range]:
+    """The runs of files that may share a document: what `render` makes of each hangs on no file of another.
+
+    A run is of one folder and kind; names that chance has chosen begin one, so that a new file changes its own only.
+    """
+    borders = [place for place in range(1, len(documents)) if _begins_unit(documents[place - 1], documents[place])]
+    return [range(start, stop) for start, stop in pairwise([0, *borders, len(documents)]) if start < stop]
+
+
+def _begins_unit(previous: Document, document: Document) -> bool:
+    if previous.stands_alone or document.stands_alone or previous.kind is not document.kind:
+        return True
+    if previous.path.rpartition("/")[0] != document.path.rpartition("/")[0]:
+        return True
+    return hashlib.blake2b(document.path.encode(), digest_size=1, person=b"unit").digest()[0] % _UNIT == 0
 
 
 class Renderer:
@@ -77,97 +135,180 @@ class Renderer:
         self._layout = layout
         self._section = section
         self._length = section.sequence_length
-        self._head, self._short_head = self._joined([layout.head(repository), layout.head()])
+        self._syntax = SyntaxCutter()
+        file: list[Part] = [layout.file] if layout.file is not None else []
+        head: list[Part | Ids] = [*layout.head(repository)]
+        self._file, self._repository = joined_ids(vocabulary, [file, head[: len(head) - len(file)]])
+        #: Files may stand together: something tells where one ends and the next begins.
+        self._joins = layout.file is not None or bool(layout.path_line)
+
+    @property
+    def syntax(self) -> str:
+        """What the pieces of syntax hang on: grammars and their versions."""
+        return self._syntax.version
 
     def render(self, documents: Sequence[Document]) -> list[Sample]:
-        """The samples of some files, in their order."""
+        """The samples of some files, in their order; a file of which nothing is learned has none."""
         bodies = self._bodies(documents)
-        pieces = [(place, piece) for place, body in enumerate(bodies) for piece in self._pieces(body)]
-        filled = iter(self._filled([(bodies[place], piece) for place, piece in pieces if piece.cut]))
-        samples = []
-        for place, piece in pieces:
-            ids = next(filled) if piece.cut else None
-            fits = ids is not None and len(ids) <= self._length
-            ids = ids if ids is not None and fits else self._plain(bodies[place], piece)
-            mode = piece.mode if fits else Mode.PLAIN
-            samples.append(Sample(ids.astype(np.uint32), mode, place))
-        return samples
+        drafts = [draft for unit in units(documents) for draft in self._drafts([bodies[place] for place in unit])]
+        filled = iter(joined_ids(self._vocabulary, [draft.parts for draft in drafts if draft.parts]))
+        return [self._sample(draft, next(filled) if draft.parts else None) for draft in drafts]
+
+    def _sample(self, draft: _Draft, filled: Ids | None) -> Sample:
+        """The filled-in form if it fits a row, else the plain one."""
+        fits = filled is not None and len(filled) <= self._length
+        ids, mode = (filled, draft.mode) if filled is not None and fits else (draft.plain, Mode.PLAIN)
+        first, last = draft.files[0], draft.files[-1]
+        kind = SampleKind.FILL if fits else first.document.kind
+        labels = None if fits else draft.labels
+        joined = last.place - first.place + 1
+        return Sample(ids.astype(np.uint32), mode, kind, first.place, labels, draft.start, draft.stop, joined)
+
+    # ---- Files as tokens --------------------------------------------------------------------------------------------
 
     def _bodies(self, documents: Sequence[Document]) -> list[_Body]:
         lines = [self._layout.path_text(document.path) for document in documents]
         texts = self._vocabulary.encode([document.text for document in documents])
         paths = self._vocabulary.encode(lines)
-        return [
-            self._body(document, ids, line, path)
-            for document, ids, line, path in zip(documents, texts, lines, paths, strict=True)
-        ]
+        rows = enumerate(zip(documents, texts, lines, paths, strict=True))
+        return [self._body(place, *row) for place, row in rows]
 
-    def _body(self, document: Document, ids: Ids, line: str, path: Ids) -> _Body:
+    def _body(self, place: int, document: Document, ids: Ids, line: str, path: Ids) -> _Body:
         raw = document.text.encode()
         starts = self._vocabulary.byte_starts(ids, len(raw))
-        head, short_head = np.concatenate([self._head, path]), np.concatenate([self._short_head, path])
-        if 2 * len(head) > self._length:
+        entry = np.concatenate([self._file, path])
+        if 2 * (len(self._repository) + len(entry)) > self._length:
             # A name as long as the row would leave no room for the file itself.
-            head = short_head = np.zeros(0, np.int64)
-            line = ""
-        return _Body(document, raw, ids, starts, head, short_head, line)
+            entry, line = entry[:0], ""
+        return _Body(place, document, raw, ids, starts, entry, line)
 
-    def _pieces(self, body: _Body) -> Iterator[_Piece]:
+    def _room(self, body: _Body) -> int:
+        """Tokens of the file that a whole document may hold beside its path and its end."""
+        return self._length - len(body.entry) - 1
+
+    def _drafts(self, unit: Iterable[_Body]) -> Iterator[_Draft]:
+        """Small files together, others alone, long ones in pieces."""
+        group: list[_Body] = []
+        for body in unit:
+            if group and not self._takes(group, body):
+                yield from self._group(group)
+                group = []
+            if 0 < len(body.ids) <= self._room(body):
+                group.append(body)
+            else:
+                yield from self._pieces(body)
+        if group:
+            yield from self._group(group)
+
+    def _takes(self, group: Sequence[_Body], body: _Body) -> bool:
+        """True where one more file may share the document, with room for a filled-in form."""
+        small = all(len(file.entry) + len(file.ids) <= self._length // _SMALL_SHARE for file in (*group, body))
+        named = len(body.entry) > 0 and len(group[-1].entry) > 0
+        apart = self._layout.file is not None or group[-1].raw.endswith(b"\n")
+        size = len(self._repository) + sum(len(file.entry) + len(file.ids) for file in (*group, body))
+        return self._joins and small and named and apart and size + _FILL_TOKENS + _CUT_SLACK <= self._length
+
+    # ---- Whole files ------------------------------------------------------------------------------------------------
+
+    def _group(self, group: Sequence[_Body]) -> Iterator[_Draft]:
+        """One document of all files; filled-in ones apart where the model knows no files before a filled-in one."""
+        mode = self._mode(group[-1], self._draw(group[-1], 0))
+        alone = mode is not Mode.PLAIN and not self._layout.fills_after_files
+        for files in [[body] for body in group] if alone else [group]:
+            draft = self._whole(files, mode, self._draw(files[-1], 0))
+            if _teaches(draft):
+                yield draft
+
+    def _whole(self, files: Sequence[_Body], mode: Mode, draw: Draw) -> _Draft:
+        last = files[-1]
+        end = np.array([self._vocabulary.end], np.int64)
+        told = [part for body in files for part in (body.entry, body.ids)]
+        head = self._head(last, sum(map(len, told)) + 1)
+        plain = np.concatenate([head, *told, end])
+        labels = self._labels(last, len(plain) - len(last.ids) - 1, 0, len(last.ids), 1)
+        parts: list[Part | Ids] = []
+        if mode is not Mode.PLAIN:
+            before = [head, *told[:-2]] if len(files) > 1 else []
+            parts = [*before, *self._filled(last, mode, self._cut(last, last.document.text, draw))]
+        return _Draft(plain, labels, files, 0, len(last.raw), mode, parts)
+
+    def _head(self, body: _Body, size: int) -> Ids:
+        """The repository's name, where a document of `size` tokens leaves room for it."""
+        fits = len(body.entry) > 0 and len(self._repository) + size <= self._length
+        return self._repository if fits else self._repository[:0]
+
+    # ---- Pieces of a long file --------------------------------------------------------------------------------------
+
+    def _pieces(self, body: _Body) -> Iterator[_Draft]:
         start, index = 0, 0
         while start < len(body.ids):
-            draw = Draw.of(self._section.seed, f"{body.document.path}\0{index}".encode())
+            draw = self._draw(body, index)
             mode = self._mode(body, draw)
-            stop = _stop(body, start, self._room(body, mode), spare=int(mode is Mode.PLAIN))
-            text = body.raw[body.starts[start] : body.starts[stop]].decode("utf-8", "ignore")
-            cut = draw.cut(text) if mode is not Mode.PLAIN and text else None
-            yield _Piece(start, stop, stop == len(body.ids), mode, cut)
+            stop = self._stop(body, start, mode)
+            draft = self._piece(body, start, stop, mode, draw)
+            if _teaches(draft):
+                yield draft
             start, index = stop, index + 1
 
-    def _room(self, body: _Body, mode: Mode) -> int:
-        """Tokens of the file that a piece may hold, so that the document fits a row."""
-        if mode is Mode.PLAIN:
-            return self._length - len(body.head) - 1
-        return self._length - len(body.short_head) - _FILL_TOKENS - _CUT_SLACK
+    def _stop(self, body: _Body, start: int, mode: Mode) -> int:
+        """The token before which a piece from `start` ends, after a line if one ends near."""
+        if len(body.ids) - start <= self._room(body):
+            return len(body.ids)
+        head = len(self._head(body, 0)) if mode is Mode.PLAIN else _FILL_TOKENS + _CUT_SLACK
+        room = self._length - len(body.entry) - head
+        # A piece that does not end the file has no end-of-text token, whose place it may take.
+        most = min(start + room, len(body.ids) - 1)
+        return _line_stop(body, start, most, min(_LINE_SEARCH, room // _LINE_SEARCH_SHARE))
+
+    def _piece(self, body: _Body, start: int, stop: int, mode: Mode, draw: Draw) -> _Draft:
+        last = stop == len(body.ids)
+        end = np.array([self._vocabulary.end] if last else [], np.int64)
+        head = self._head(body, len(body.entry) + stop - start + len(end))
+        plain = np.concatenate([head, body.entry, body.ids[start:stop], end])
+        labels = self._labels(body, len(head) + len(body.entry), start, stop, len(end))
+        first_byte, last_byte = int(body.starts[start]), int(body.starts[stop])
+        text = body.raw[first_byte:last_byte].decode("utf-8", "ignore")
+        parts: list[Part | Ids] = []
+        if mode is not Mode.PLAIN and text:
+            parts = self._filled(body, mode, self._cut(body, text, draw))
+        return _Draft(plain, labels, [body], first_byte, last_byte, mode, parts)
+
+    # ---- Filling in -------------------------------------------------------------------------------------------------
+
+    def _draw(self, body: _Body, index: int) -> Draw:
+        return Draw.of(self._section.seed, f"{body.document.path}\0{index}".encode())
 
     def _mode(self, body: _Body, draw: Draw) -> Mode:
-        if body.document.held_out or self._length < 2 * (len(body.short_head) + _FILL_TOKENS + _CUT_SLACK):
+        code = body.document.kind is SampleKind.CONTEXT and not body.document.stands_alone
+        if not code or self._length < 2 * (len(body.entry) + _FILL_TOKENS + _CUT_SLACK):
             return Mode.PLAIN
         return draw.mode(self._layout, self._section.fim_rate, self._section.fim_spm_rate)
 
-    def _plain(self, body: _Body, piece: _Piece) -> Ids:
-        end = [self._vocabulary.end] if piece.last else []
-        head = body.head if piece.mode is Mode.PLAIN else body.short_head
-        return np.concatenate([head, body.ids[piece.start : piece.stop], np.array(end, np.int64)])
+    def _cut(self, body: _Body, text: str, draw: Draw) -> Cut:
+        syntax = draw.syntax < self._section.fim_syntax_rate
+        return (self._syntax.cut(body.document.path, text, draw) if syntax else None) or draw.cut(text)
 
-    def _filled(self, pieces: Sequence[tuple[_Body, _Piece]]) -> list[Ids]:
-        end = self._vocabulary.end
-        parts = [
-            [*self._layout.filled(piece.mode, body.path_text, piece.cut), end] for body, piece in pieces if piece.cut
-        ]
-        return self._joined(parts)
+    def _filled(self, body: _Body, mode: Mode, cut: Cut) -> list[Part | Ids]:
+        end = self._layout.fill_end
+        parts = self._layout.filled(mode, body.path_text, cut)
+        return [*parts, self._vocabulary.end if end is None else end]
 
-    def _joined(self, documents: Sequence[list[Part]]) -> list[Ids]:
-        """The ids of documents given in parts, all their text tokenised at once."""
-        texts = [part for parts in documents for part in parts if isinstance(part, str)]
-        encoded = iter(self._vocabulary.encode(texts))
-        empty = np.zeros(0, np.int64)
-        return [
-            np.concatenate(
-                [empty, *(next(encoded) if isinstance(part, str) else np.array([part], np.int64) for part in parts)]
-            )
-            for parts in documents
-        ]
+    def _labels(self, body: _Body, before: int, start: int, stop: int, after: int) -> NDArray[np.bool_] | None:
+        """Which tokens of a document are learned: of the file's own, those that end inside a learned span."""
+        if body.document.learned is None:
+            return None
+        learned = learned_tokens(body.starts, byte_spans(body.document.text, body.document.learned))
+        return np.concatenate([np.zeros(before, np.bool_), learned[start:stop], np.zeros(after, np.bool_)])
 
 
-def _stop(body: _Body, start: int, room: int, spare: int) -> int:
-    """The token before which a piece from `start` ends: at most `room` on, after a line if one ends near.
+def _teaches(draft: _Draft) -> bool:
+    """True where something is predicted: never a document's first token."""
+    return draft.labels is None or bool(draft.labels[1:].any())
 
-    A piece that does not end the file has `spare` more tokens of room: it has no end-of-text token.
-    """
-    if start + room >= len(body.ids):
-        return len(body.ids)
-    stop = min(start + room + spare, len(body.ids) - 1)
-    for place in range(stop, max(start, stop - _LINE_SEARCH), -1):
+
+def _line_stop(body: _Body, start: int, stop: int, search: int) -> int:
+    """The last token border from `stop` down to `search` before it that a line ends at, else one between characters."""
+    for place in range(stop, max(start, stop - search), -1):
         if body.raw[body.starts[place] - 1] == _NEWLINE:
             return place
     while stop > start + 1 and _is_inside_character(body.raw, int(body.starts[stop])):
@@ -177,3 +318,49 @@ def _stop(body: _Body, start: int, room: int, spare: int) -> int:
 
 def _is_inside_character(raw: bytes, place: int) -> bool:
     return place < len(raw) and raw[place] & 0xC0 == 0x80  # noqa: PLR2004 - a UTF-8 continuation byte
+
+
+# ---- Parts and spans -------------------------------------------------------------------------------------------------
+
+
+def joined_ids(vocabulary: Vocabulary, documents: Sequence[Sequence[Part | Ids]]) -> list[Ids]:
+    """The ids of documents given in parts, all their text tokenised at once, each part by itself."""
+    texts = [part for parts in documents for part in parts if isinstance(part, str)]
+    encoded = iter(vocabulary.encode(texts))
+    empty = np.zeros(0, np.int64)
+    found = []
+    for parts in documents:
+        pieces = [_ids(part) if not isinstance(part, str) else next(encoded) for part in parts]
+        found.append(np.concatenate([empty, *pieces]))
+    return found
+
+
+def _ids(part: int | Ids) -> Ids:
+    return np.array([part], np.int64) if isinstance(part, int) else part
+
+
+def byte_spans(text: str, spans: Spans) -> Spans:
+    """Spans of characters, in order, as spans of the text's UTF-8 bytes."""
+    if text.isascii():
+        return spans
+    found, place, size = [], 0, 0
+    for start, stop in spans:
+        first = size + len(text[place:start].encode())
+        place, size = stop, first + len(text[start:stop].encode())
+        found.append((first, size))
+    return tuple(found)
+
+
+def learned_tokens(starts: NDArray[np.int64], spans: Spans) -> NDArray[np.bool_]:
+    """Which tokens end inside one of the spans: [tokens].
+
+    Args:
+        starts: where each token begins, and the text's end: [tokens + 1].
+        spans: bytes that are learned. A token of a line's end and the next line's blanks belongs to the next.
+    """
+    # One byte more than the text, never learned: what an empty first token ends on.
+    learned = np.zeros(int(starts[-1]) + 1, np.bool_)
+    for start, stop in spans:
+        learned[start:stop] = True
+    learned[-1] = False
+    return learned[starts[1:] - 1]
