@@ -1,8 +1,12 @@
 """Reads a git repository from its object store, never from the work tree. Standard library only.
 
 `resolve` pins what a person named to a commit; `write_bundle` and `open_bundle` carry the history to another machine;
-`list_files` and `read_blobs` read the files of a commit. Only git's plumbing runs, so that nothing a repository holds
-(hooks, filters, text converters, symlinks, its own configuration) acts on this machine.
+`list_files`, `read_blobs` and `read_output` read what a commit reaches. Only git's plumbing runs, so that nothing a
+repository holds (hooks, filters, text converters, symlinks, its own configuration) acts on this machine.
+
+Once a commit is known, git is asked from a borrowing repository: an empty one, gone afterwards, that has the objects of
+the person's repository and nothing else of it. Its configuration, refs, replacements, grafts and promised objects
+are then not neutralised one by one but never looked at.
 """
 
 import contextlib
@@ -13,8 +17,10 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -35,6 +41,13 @@ _SCP_LIKE = re.compile(r"(?:\w[\w.-]*@)?(\w[\w.-]*):(?!:)[^\s:].*", re.DOTALL)
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
 _CHUNK = 1 << 16
+
+#: What git says where an object is there and cannot be read: then the object is left out, and the next one read.
+_BROKEN = ("corrupt", "unable to stream", "inflate", "object file", "bad object header", "cannot be read")
+#: Broken objects of one reading: a disk with more is not to be learned from.
+_BROKEN_LIMIT = 1000
+#: What git may allocate at once while it lists: enough for any tree, too little for two huge files to be compared.
+_MEMORY_LIMIT = "256m"
 
 #: Laid over the repository's own configuration, which may name commands. `safe.directory=*` lets us read a repository
 #: that belongs to another user (containers, shared disks): git's refusal guards against that same configuration, and
@@ -70,6 +83,8 @@ class Resolved:
     repository: str
     #: Full hexadecimal id.
     commit: str
+    #: Of a range `A..B`, where it starts: the commit whose history is left out; None for the whole history.
+    since: str | None = None
     #: Where its objects are on this machine; None for a URL.
     git_dir: Path | None
     #: True where the clone holds only the newest part of its history.
@@ -123,20 +138,52 @@ def shown(repository: str) -> str:
 def resolve(repository: str, ref: str | None = None) -> Resolved:
     """Pin a path (work tree, bare or linked) or URL to the commit that `ref`, or HEAD, names now.
 
+    Args:
+        repository: path or URL.
+        ref: branch, tag or commit, or a range `A..B` of them: what B reaches and A does not. A missing side is HEAD.
+
     Raises:
-        RepositoryError: not a repository, an empty one, an unknown ref, or a URL that does not answer.
+        RepositoryError: not a repository, an empty one, an unknown ref, a range without commits, or a URL that does
+            not answer.
     """
-    if ref is not None and (not ref or ref.startswith("-") or "\0" in ref):
-        raise RepositoryError(f"Ref {ref!r} is not a branch, tag or commit.")
+    since, tip = _sides(ref)
     if is_url(repository):
-        return _resolve_url(repository, ref)
+        return _resolve_url(repository, since, tip)
     path = Path(repository).expanduser()
     git_dir, shallow = _locate(path)
+
     # Asked from the path itself: a linked work tree has a HEAD of its own.
-    commit = _commit_of(ref, "-C", str(path))
-    if commit is None:
-        raise _no_such_commit(repository, ref, empty=not _ask(git_dir, "for-each-ref", "--count=1").stdout)
-    return Resolved(repository=repository, commit=commit, git_dir=git_dir, shallow=shallow)
+    def commit_of(name: str | None) -> str:
+        commit = _commit_of(name, "-C", str(path))
+        if commit is None:
+            raise _no_such_commit(repository, name, empty=not _ask(git_dir, "for-each-ref", "--count=1").stdout)
+        return commit
+
+    commit = commit_of(tip)
+    start = None if since is None else commit_of(since)
+    if start is not None and not _reaches_more(git_dir, commit, start):
+        raise RepositoryError(f"Range {ref} holds no commit: its end is part of the history of its start.")
+    return Resolved(repository=repository, commit=commit, since=start, git_dir=git_dir, shallow=shallow)
+
+
+def _sides(ref: str | None) -> tuple[str | None, str | None]:
+    """The start and the end of a range `A..B`; of a plain ref no start."""
+    if ref is None:
+        return None, None
+    if not ref or ref.startswith("-") or "\0" in ref:
+        raise RepositoryError(f"Ref {ref!r} is not a branch, tag or commit.")
+    # No ref may hold two dots; a search such as HEAD^{/a..b} may.
+    if ".." not in ref or "{" in ref or ref.startswith(":"):
+        return None, ref
+    since, _, tip = ref.partition("..")
+    if tip.startswith((".", "-")) or ".." in tip or not (since or tip):
+        raise RepositoryError(f"Range {ref!r} is not understood: write it as START..END.")
+    return since or "HEAD", tip or None
+
+
+def _reaches_more(git_dir: Path, commit: str, since: str) -> bool:
+    counted = read_output(git_dir, commit, ["rev-list", "--count", "--max-count=1", commit, f"^{since}"])
+    return b"".join(counted).strip() != b"0"
 
 
 def _locate(path: Path) -> tuple[Path, bool]:
@@ -168,21 +215,33 @@ def _no_such_commit(repository: str, ref: str | None, *, empty: bool) -> Reposit
     return RepositoryError(f"Repository {name} has no branch, tag or commit {ref!r}: check --ref.")
 
 
-def _resolve_url(url: str, ref: str | None) -> Resolved:
-    if ref is not None and _COMMIT.fullmatch(ref):
-        # Servers list tips, not commits: whether it is there shows when the worker fetches it.
-        return Resolved(repository=url, commit=ref, git_dir=None, shallow=False)
+def _resolve_url(url: str, since: str | None, tip: str | None) -> Resolved:
+    asked = [since, tip] if since is not None else [tip]
+    # Servers list tips, not commits: whether a commit is there shows when the worker fetches it.
+    listed = {} if all(name and _COMMIT.fullmatch(name) for name in asked) else _list_refs(url)
+    commits = [_named(url, name, listed) for name in asked]
+    start = commits[0] if since is not None else None
+    return Resolved(repository=url, commit=commits[-1], since=start, git_dir=None, shallow=False)
+
+
+def _list_refs(url: str) -> dict[str, str]:
     # From no repository: the one we may stand in could redirect the URL by its configuration.
     done = _run([f"--git-dir={os.devnull}", "ls-remote", "--", url], network=url, timeout=LIST_TIMEOUT)
     if done.returncode:
         raise RepositoryError(f"{shown(url)} cannot be reached as a git repository ({_reason(done.stderr)}).")
-    refs = _refs(os.fsdecode(done.stdout))
+    return _refs(os.fsdecode(done.stdout))
+
+
+def _named(url: str, ref: str | None, refs: Mapping[str, str]) -> str:
+    """The commit that a server's list gives `ref`, or HEAD; a full id is taken at its word."""
+    if ref is not None and _COMMIT.fullmatch(ref):
+        return ref
     names = [ref, f"refs/{ref}", f"refs/tags/{ref}", f"refs/heads/{ref}"] if ref else ["HEAD"]
     # A tag that is an object of its own is listed twice; the line with ^{} names the commit.
     commit = next((refs[found] for name in names for found in (f"{name}^{{}}", name) if found in refs), None)
     if commit is None or not _COMMIT.fullmatch(commit):
         raise _no_such_commit(url, ref, empty=not refs)
-    return Resolved(repository=url, commit=commit, git_dir=None, shallow=False)
+    return commit
 
 
 def _refs(listing: str) -> dict[str, str]:
@@ -197,35 +256,25 @@ def write_bundle(git_dir: Path, commit: str, file: Path) -> None:
     Raises:
         RepositoryError: an object is missing (a partial clone), or the disk is full.
     """
-    with _beside(file) as folder:
-        # A bundle names refs, and the user's repository must not get one: a bare twin borrows its objects.
-        twin = _init(folder / "twin", commit)
-        (twin / "objects" / "info" / "alternates").write_bytes(_quoted(git_dir.resolve() / "objects") + b"\n")
-        refs = {SOURCE_REF: commit} | {f"{SHALLOW_REFS}{cut}": cut for cut in _shallow_cuts(git_dir, commit, twin)}
-        _set_refs(twin, refs)
+    # A bundle names refs, and the user's repository must not get one: the borrowing one gets them.
+    with _beside(file) as folder, _borrowing(git_dir, commit) as (twin, variables):
+        refs = {SOURCE_REF: commit} | {f"{SHALLOW_REFS}{cut}": cut for cut in _shallow_cuts(git_dir, commit)}
+        _set_refs(twin, refs, variables)
         unfinished = folder / "bundle"
-        done = _ask(twin, "bundle", "create", "--quiet", str(unfinished), *refs)
+        command = [f"--git-dir={twin}", "bundle", "create", "--quiet", str(unfinished), *refs]
+        done = _run(command, variables=variables)
         if done.returncode:
             raise RepositoryError(f"{git_dir} cannot be packed ({_reason(done.stderr)}).")
         unfinished.replace(file)
 
 
-def _quoted(path: Path) -> bytes:
-    """A path as a line of `objects/info/alternates`: quoted as in C where a plain line would not do."""
-    raw = os.fsencode(path)
-    if not raw.startswith((b'"', b"#")) and b"\n" not in raw:
-        return raw
-    return b'"' + raw.replace(b"\\", rb"\\").replace(b'"', rb"\"").replace(b"\n", rb"\n") + b'"'
-
-
-def _shallow_cuts(git_dir: Path, commit: str, twin: Path) -> list[str]:
-    """The commits reachable from `commit` where a shallow clone's history ends; also told to its `twin`."""
-    shallow = git_dir / "shallow"
-    if not shallow.exists():
+def _shallow_cuts(git_dir: Path, commit: str) -> list[str]:
+    """The commits reachable from `commit` where a shallow clone's history ends."""
+    cuts = shallow_commits(git_dir)
+    if not cuts:
         return []
-    shutil.copyfile(shallow, twin / "shallow")
-    reachable = _ask(twin, "rev-list", commit).stdout.decode("ascii").split()
-    return sorted(set(shallow.read_text(encoding="ascii").split()) & set(reachable))
+    reachable = b"".join(read_output(git_dir, commit, ["rev-list", commit])).decode("ascii").split()
+    return sorted(cuts & set(reachable))
 
 
 def open_bundle(file: Path, commit: str, into: Path) -> Path:
@@ -306,9 +355,9 @@ def _init(folder: Path, commit: str) -> Path:
     return folder
 
 
-def _set_refs(git_dir: Path, refs: Mapping[str, str]) -> None:
+def _set_refs(git_dir: Path, refs: Mapping[str, str], variables: Mapping[str, str] | None = None) -> None:
     orders = "".join(f"create {name} {commit}\n" for name, commit in refs.items())
-    done = _run([f"--git-dir={git_dir}", "update-ref", "--stdin"], stdin=orders.encode())
+    done = _run([f"--git-dir={git_dir}", "update-ref", "--stdin"], stdin=orders.encode(), variables=variables)
     if done.returncode:
         raise RepositoryError(f"Commit {next(iter(refs.values()))} cannot be read ({_reason(done.stderr)}).")
 
@@ -318,18 +367,87 @@ def is_shallow(git_dir: Path) -> bool:
     return (git_dir / "shallow").exists()
 
 
+def shallow_commits(git_dir: Path) -> frozenset[str]:
+    """The commits where a shallow clone's history was cut: without their parents, what they changed is unknown."""
+    if not is_shallow(git_dir):
+        return frozenset()
+    return frozenset((git_dir / "shallow").read_text(encoding="ascii", errors="replace").split())
+
+
+@contextlib.contextmanager
+def _borrowing(git_dir: Path, commit: str) -> Iterator[tuple[Path, dict[str, str]]]:
+    """An empty bare repository that git opens in the place of `git_dir`, and the variables that lend it the objects.
+
+    Args:
+        git_dir: the person's repository.
+        commit: any full id of an object in it: its length tells which hash names the objects.
+
+    Raises:
+        RepositoryError: `git_dir` has no objects, or `commit` is no full id.
+    """
+    if not _COMMIT.fullmatch(commit):
+        raise RepositoryError(f"{commit!r} is not a full object id.")
+    if not (git_dir / "objects").is_dir():
+        raise RepositoryError(f"{git_dir} is not a git repository: it has no objects.")
+    with tempfile.TemporaryDirectory(prefix="repotune-git-") as folder:
+        twin = Path(folder)
+        (twin / "refs").mkdir()
+        (twin / "HEAD").write_text("ref: refs/heads/none\n", encoding="ascii")
+        kind = "sha1" if len(commit) == 40 else "sha256"  # noqa: PLR2004 - hexadecimal digits of a SHA-1
+        settings = "[core]\nrepositoryformatversion = 1\nbare = true\n"
+        settings += "" if kind == "sha1" else f"[extensions]\nobjectformat = {kind}\n"
+        (twin / "config").write_text(settings, encoding="ascii")
+        if is_shallow(git_dir):
+            shutil.copyfile(git_dir / "shallow", twin / "shallow")
+        yield twin, {"GIT_OBJECT_DIRECTORY": str(git_dir.absolute() / "objects")}
+
+
+def read_output(git_dir: Path, commit: str, command: Sequence[str]) -> Generator[bytes, None, None]:
+    """What a plumbing command of git says about the objects of `git_dir`, as it comes.
+
+    Args:
+        git_dir: the person's repository; of it only the objects are seen.
+        commit: any full id of an object in it.
+        command: a command that starts no program: no diff as text, no work tree.
+
+    Raises:
+        RepositoryError: git failed. It is raised in the place of the output's end: what was cut never looks whole.
+    """
+    with _git(git_dir, commit, command, GIT_ALLOC_LIMIT=_MEMORY_LIMIT) as (process, errors):
+        stdout = _opened(process.stdout)
+        while chunk := stdout.read(_CHUNK):
+            yield chunk
+        if process.wait():
+            raise RepositoryError(f"{git_dir} cannot be read at {commit[:12]} ({_reason(_text(errors))}).")
+
+
+def split_fields(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The fields of output that ends each with NUL (git's `-z`), however it is cut into chunks.
+
+    Raises:
+        RepositoryError: the last field has no end.
+    """
+    begun: list[bytes] = []
+    for chunk in chunks:
+        first, *others = chunk.split(b"\0")
+        begun.append(first)
+        if others:
+            yield b"".join(begun)
+            yield from others[:-1]
+            begun = [others[-1]]
+    if any(begun):
+        raise RepositoryError("git ended in the middle of a list.")
+
+
 def list_files(git_dir: Path, commit: str) -> Iterator[TreeEntry]:
     """Every path of `commit`, in git's order (bytes of the path).
 
     Raises:
         RepositoryError: the commit or one of its trees is missing.
     """
-    command = [f"--git-dir={git_dir}", "ls-tree", "-r", "-z", "--long", "--full-tree", commit]
-    with _process(command) as (process, errors):
-        assert process.stdout is not None  # noqa: S101 - tells the type checker of the pipe
-        yield from parse_tree(iter(lambda: process.stdout.read(_CHUNK), b""))  # type: ignore[union-attr]
-        if process.wait():
-            raise RepositoryError(f"Commit {commit} cannot be listed ({_reason(_text(errors))}).")
+    command = ["ls-tree", "-r", "-z", "--long", "--full-tree", commit]
+    with contextlib.closing(read_output(git_dir, commit, command)) as chunks:
+        yield from parse_tree(chunks)
 
 
 def parse_tree(chunks: Iterable[bytes]) -> Iterator[TreeEntry]:
@@ -338,12 +456,7 @@ def parse_tree(chunks: Iterable[bytes]) -> Iterator[TreeEntry]:
     Raises:
         RepositoryError: the output is not of that shape.
     """
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\0")
-        yield from map(_parse_entry, lines)
-    if rest:
-        raise RepositoryError("git ended in the middle of a list of files.")
+    return map(_parse_entry, split_fields(chunks))
 
 
 def _parse_entry(line: bytes) -> TreeEntry:
@@ -357,49 +470,159 @@ def _parse_entry(line: bytes) -> TreeEntry:
     return TreeEntry(mode=mode, blob=blob, size=0 if kind == "commit" else -1, path=path)
 
 
-def read_blobs(git_dir: Path, blobs: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+def read_blobs(
+    git_dir: Path, blobs: Iterable[str], max_bytes: int | None = None
+) -> Generator[tuple[str, bytes | None], None, None]:
     """The content of every blob, in the order asked for, from one `git cat-file --batch`.
 
+    Args:
+        git_dir: the repository.
+        blobs: full object ids; taken from another thread, some thousands ahead of what was read.
+        max_bytes: larger blobs are not read at all: a second git tells the sizes first.
+
+    Yields:
+        The id, and the content or None: the object is missing, broken, larger than `max_bytes`, or no blob.
+
     Raises:
-        RepositoryError: an object is missing or is not a blob.
+        RepositoryError: git failed in another way, or very many objects are broken.
     """
-    with _process([f"--git-dir={git_dir}", "cat-file", "--batch", "--buffer"]) as (process, errors):
-        assert process.stdin is not None  # noqa: S101 - tells the type checker of the pipe
-        assert process.stdout is not None  # noqa: S101
-        # Git writes while it still reads: asking from here would block as soon as both pipes are full.
-        asker = threading.Thread(target=_ask_for, args=(process.stdin, blobs), daemon=True)
-        asker.start()
-        while header := process.stdout.readline():
-            yield _read_blob(header, process.stdout)
-        asker.join()
+    if max_bytes is None:
+        yield from _contents(git_dir, iter(blobs))
+        return
+    judged: deque[tuple[str, bool]] = deque()
+    with (
+        contextlib.closing(_readable(git_dir, iter(blobs), max_bytes, judged)) as wanted,
+        contextlib.closing(_contents(git_dir, wanted)) as contents,
+    ):
+        for _, content in contents:
+            # Judged before it was asked for: it is there, behind those that were not asked for.
+            while not judged[0][1]:
+                yield judged.popleft()[0], None
+            yield judged.popleft()[0], content
+        yield from ((blob, None) for blob, _ in judged)
+
+
+def _readable(
+    git_dir: Path, blobs: Iterator[str], max_bytes: int, judged: deque[tuple[str, bool]]
+) -> Generator[str, None, None]:
+    """Those of `blobs` that are blobs of at most `max_bytes`; every one is noted in `judged` before it is given."""
+    first = next(blobs, None)
+    if first is None:
+        return
+    command = ["cat-file", "--batch-check", "--buffer"]
+    with _conversation(git_dir, first, command, chain([first], blobs)) as (process, errors):
+        for line in _opened(process.stdout):
+            blob, *about = line.decode("ascii", "replace").split()
+            readable = len(about) == 2 and about[0] == "blob" and int(about[1]) <= max_bytes  # noqa: PLR2004
+            judged.append((blob, readable))
+            if readable:
+                yield blob
         if process.wait():
             raise RepositoryError(f"Objects of {git_dir} cannot be read ({_reason(_text(errors))}).")
 
 
-def _ask_for(stdin: IO[bytes], blobs: Iterable[str]) -> None:
-    with contextlib.suppress(BrokenPipeError, ValueError), stdin:
-        for blob in blobs:
-            stdin.write(f"{blob}\n".encode("ascii"))
+def _contents(git_dir: Path, blobs: Iterator[str]) -> Generator[tuple[str, bytes | None], None, None]:
+    """Id and content of every blob. Git ends over a broken object: it is started again behind it."""
+    first = next(blobs, None)
+    if first is None:
+        return
+    asked: deque[str] = deque()
+    blobs = chain([first], blobs)
+    for _ in range(_BROKEN_LIMIT):
+        command = ["cat-file", "--batch", "--buffer"]
+        with _conversation(git_dir, first, command, _noted(blobs, asked)) as (process, errors):
+            stdout = _opened(process.stdout)
+            while header := stdout.readline():
+                whole, content = _read_blob(header, stdout, asked)
+                if not whole:
+                    break
+                yield asked.popleft(), content
+            if process.wait():
+                _blame(_text(errors), git_dir, asked)
+        if not asked:
+            return
+        yield asked.popleft(), None
+    raise RepositoryError(f"More than {_BROKEN_LIMIT} objects of {git_dir} are broken: run `git fsck`.")
 
 
-def _read_blob(header: bytes, stdout: IO[bytes]) -> tuple[str, bytes]:
-    parts = header.decode("ascii", "replace").split()
-    if len(parts) != 3 or parts[1] != "blob":  # noqa: PLR2004 - id, type, size
-        raise RepositoryError(
-            f"Object {parts[0] if parts else '?'} is missing: run `git fetch --refetch` or `git fsck`."
-        )
-    size = int(parts[2])
-    content = stdout.read(size + 1)
-    if len(content) != size + 1:
-        raise RepositoryError(f"git ended in the middle of object {parts[0]}.")
-    return parts[0], content[:size]
+def _noted(blobs: Iterator[str], asked: deque[str]) -> Iterator[str]:
+    """What was asked and not answered yet, then the rest of `blobs`, each noted in `asked` before it is given."""
+    yield from tuple(asked)
+    for blob in blobs:
+        asked.append(blob)
+        yield blob
+
+
+def _blame(errors: bytes, git_dir: Path, asked: deque[str]) -> None:
+    """Do nothing where git ended over the next object that was asked for.
+
+    Raises:
+        RepositoryError: it ended for another reason.
+    """
+    told = errors.decode("utf-8", "replace")
+    if not asked or not (asked[0] in told or any(sign in told for sign in _BROKEN)):
+        raise RepositoryError(f"Objects of {git_dir} cannot be read ({_reason(errors)}).")
+
+
+def _read_blob(header: bytes, stdout: IO[bytes], asked: deque[str]) -> tuple[bool, bytes | None]:
+    """Whether git answered to the end, and the content; None for what is missing or no blob."""
+    blob, *about = header.decode("ascii", "replace").split()
+    if not asked or blob != asked[0]:
+        raise RepositoryError(f"git answered {blob[:64]!r} where another object was asked for.")
+    if len(about) != 2 or not about[1].isdigit():  # noqa: PLR2004 - type, size
+        return header.endswith(b"\n"), None
+    content = stdout.read(int(about[1]))
+    whole = len(content) == int(about[1]) and stdout.read(1) == b"\n"
+    return whole, content if about[0] == "blob" else None
+
+
+@contextlib.contextmanager
+def _conversation(
+    git_dir: Path, commit: str, command: Sequence[str], questions: Iterable[str]
+) -> Iterator[tuple["subprocess.Popen[bytes]", IO[bytes]]]:
+    """A git that is asked `questions`, a line each, while its answers are read.
+
+    Raises:
+        Exception: what `questions` raised, after the last answer.
+    """
+    with _git(git_dir, commit, command) as (process, errors):
+        asker = _Asker(_opened(process.stdin), questions)
+        asker.start()
+        try:
+            yield process, errors
+        finally:
+            # Ended first: the asker may wait in the middle of a question.
+            _kill(process)
+            asker.join()
+        if asker.failure is not None:
+            raise asker.failure
+
+
+class _Asker(threading.Thread):
+    """Writes lines to git, which answers while it still reads: one thread for both would block on full pipes."""
+
+    def __init__(self, stdin: IO[bytes], questions: Iterable[str]) -> None:
+        super().__init__(name="git-questions", daemon=True)
+        self.failure: BaseException | None = None
+        self._stdin = stdin
+        self._questions = questions
+
+    def run(self) -> None:
+        try:
+            with self._stdin:
+                for question in self._questions:
+                    self._stdin.write(f"{question}\n".encode("ascii"))
+        except BrokenPipeError:
+            pass  # git ended: who reads its answers says why
+        except BaseException as failure:  # noqa: BLE001 - raised again in the thread that reads
+            self.failure = failure
 
 
 def _ask(git_dir: Path, *command: str) -> subprocess.CompletedProcess[bytes]:
     return _run([f"--git-dir={git_dir}", *command])
 
 
-def _environment(network: str | None) -> dict[str, str]:
+def _environment(network: str | None, variables: Mapping[str, str]) -> dict[str, str]:
     """The environment of every git: no configuration but ours, no prompt, no protocol but the one asked for."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     env |= {
@@ -415,6 +638,7 @@ def _environment(network: str | None) -> dict[str, str]:
         "GIT_NO_LAZY_FETCH": "1",
         "GIT_ALLOW_PROTOCOL": "none",
     }
+    env |= variables
     if network is not None:
         scheme = network.partition("://")[0] if "://" in network else "ssh"
         env["GIT_ALLOW_PROTOCOL"] = scheme
@@ -428,11 +652,16 @@ def _arguments(command: Sequence[str]) -> list[str]:
     return ["git", "--no-pager", *overlay, *command]
 
 
-def _start(command: Sequence[str], network: str | None, errors: int | IO[bytes]) -> "subprocess.Popen[bytes]":
+def _start(
+    command: Sequence[str],
+    errors: int | IO[bytes],
+    network: str | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> "subprocess.Popen[bytes]":
     try:
         return subprocess.Popen(
             _arguments(command),
-            env=_environment(network),
+            env=_environment(network, variables or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -444,14 +673,19 @@ def _start(command: Sequence[str], network: str | None, errors: int | IO[bytes])
 
 
 def _run(
-    command: Sequence[str], *, stdin: bytes = b"", network: str | None = None, timeout: float | None = None
+    command: Sequence[str],
+    *,
+    stdin: bytes = b"",
+    network: str | None = None,
+    variables: Mapping[str, str] | None = None,
+    timeout: float | None = None,
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run git to its end; past `timeout` seconds its whole process group is ended.
 
     Raises:
         RepositoryError: it took too long.
     """
-    process = _start(command, network, subprocess.PIPE)
+    process = _start(command, subprocess.PIPE, network, variables)
     try:
         output, errors = process.communicate(stdin, timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -462,22 +696,33 @@ def _run(
 
 
 @contextlib.contextmanager
-def _process(command: Sequence[str]) -> Iterator[tuple["subprocess.Popen[bytes]", IO[bytes]]]:
-    """A git whose output is read as it comes; its errors go to a file, since an unread pipe would block it."""
-    with tempfile.TemporaryFile() as errors:
-        process = _start(command, None, errors)
+def _git(
+    git_dir: Path, commit: str, command: Sequence[str], **variables: str
+) -> Iterator[tuple["subprocess.Popen[bytes]", IO[bytes]]]:
+    """A git that reads the objects of `git_dir`; its errors go to a file, since an unread pipe would block it."""
+    with _borrowing(git_dir, commit) as (twin, lent), tempfile.TemporaryFile() as errors:
+        process = _start([f"--git-dir={twin}", *command], errors, variables=lent | variables)
         try:
             yield process, errors
         finally:
             _end(process)
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Make sure that neither git nor a helper it started outlives us, and close its pipes."""
+def _opened(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None  # noqa: S101 - tells the type checker that every pipe was asked for
+    return pipe
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Make sure that neither git nor a helper it started outlives us, and close its pipes."""
+    _kill(process)
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):

@@ -3,8 +3,11 @@
 import contextlib
 import os
 import subprocess
+import tracemalloc
+import zlib
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +26,7 @@ from jobs.repository import (
     read_blobs,
     resolve,
     shown,
+    split_fields,
     write_bundle,
 )
 
@@ -290,9 +294,156 @@ def test_a_reader_that_loses_interest_leaves_no_process(repo):
     blobs.close()
 
 
-def test_a_missing_object_is_a_sentence(repo):
-    refusal(lambda: list(read_blobs(repo / ".git", ["1" * 40])))
+def test_a_reader_that_loses_interest_in_sized_blobs_leaves_no_process(repo):
+    blob = git(repo, "hash-object", "-w", "--stdin", stdin=b"x" * 100_000)
+    blobs = read_blobs(repo / ".git", (blob for _ in range(1000)), max_bytes=1 << 20)
+    next(blobs)
+    blobs.close()
+    assert psutil.Process().children(recursive=True) == []
+
+
+def test_a_missing_commit_is_a_sentence(repo):
     refusal(lambda: list(list_files(repo / ".git", "1" * 40)))
+    refusal(lambda: list(list_files(repo / ".git", "HEAD")))
+    refusal(lambda: list(list_files(repo / "docs", "1" * 40)))
+
+
+@pytest.mark.parametrize("max_bytes", [None, 5])
+def test_what_is_missing_or_no_blob_is_none_in_its_place(repo, max_bytes):
+    here = [git(repo, "hash-object", "-w", "--stdin", stdin=content) for content in (b"", b"here", b"\n")]
+    tree = git(repo, "rev-parse", "HEAD^{tree}")
+    asked = [here[0], "1" * 40, tree, here[1], "2" * 40, head(repo), here[2], "3" * 40, here[0]]
+    expected = [b"", None, None, b"here", None, None, b"\n", None, b""]
+    assert list(read_blobs(repo / ".git", asked, max_bytes)) == list(zip(asked, expected, strict=True))
+    assert list(read_blobs(repo / ".git", ["1" * 40] * 3, max_bytes)) == [("1" * 40, None)] * 3
+    assert list(read_blobs(repo / ".git", [], max_bytes)) == []
+
+
+def test_blobs_above_the_size_are_not_read(repo):
+    contents = [b"x" * size for size in (0, 9, 10, 11, 64 << 20, 1)]
+    ids = [git(repo, "hash-object", "-w", "--stdin", stdin=content) for content in contents]
+    tracemalloc.start()
+    read = dict(read_blobs(repo / ".git", ids, max_bytes=10))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [read[name] for name in ids] == [*contents[:3], None, None, contents[5]]
+    assert peak < 1 << 20
+
+
+def loose(repo, name):
+    return repo / ".git" / "objects" / name[:2] / name[2:]
+
+
+def test_a_blob_of_two_gigabytes_is_passed_over(repo):
+    name = "ab" * 20
+    loose(repo, name).parent.mkdir(exist_ok=True)
+    # Only its head is there: who read on would fail.
+    loose(repo, name).write_bytes(zlib.compress(b"blob %d\0begun" % (2 << 30)))
+    small = git(repo, "hash-object", "-w", "--stdin", stdin=b"small")
+    assert list(read_blobs(repo / ".git", [name, small], max_bytes=1 << 20)) == [(name, None), (small, b"small")]
+
+
+@pytest.mark.parametrize("max_bytes", [None, 1 << 20])
+@pytest.mark.parametrize("damage", [b"", b"rubbish", b"\x78\x01\x4b\xca\xc9\x4f\x52\x30\x34\x34"])
+def test_a_broken_object_costs_only_itself(repo, damage, max_bytes):
+    ids = [git(repo, "hash-object", "-w", "--stdin", stdin=b"content %d" % number) for number in range(40)]
+    broken = {ids[0], ids[1], ids[20], ids[39]}
+    for name in broken:
+        loose(repo, name).chmod(0o644)
+        loose(repo, name).write_bytes(damage)
+    read = list(read_blobs(repo / ".git", iter(ids), max_bytes))
+    assert read == [(name, None if name in broken else b"content %d" % place) for place, name in enumerate(ids)]
+
+
+@pytest.mark.parametrize("max_bytes", [None, 1 << 20])
+def test_an_object_that_is_cut_in_its_middle_costs_only_itself(repo, max_bytes):
+    ids = [git(repo, "hash-object", "-w", "--stdin", stdin=os.urandom(100_000)) for _ in range(3)]
+    loose(repo, ids[1]).chmod(0o644)
+    loose(repo, ids[1]).write_bytes(loose(repo, ids[1]).read_bytes()[:50_000])
+    read = list(read_blobs(repo / ".git", ids, max_bytes))
+    assert [(name, content is None) for name, content in read] == list(zip(ids, (False, True, False), strict=True))
+
+
+def test_a_store_with_very_many_broken_objects_is_refused(repo, monkeypatch):
+    monkeypatch.setattr(repository, "_BROKEN_LIMIT", 3)
+    ids = [git(repo, "hash-object", "-w", "--stdin", stdin=b"%d" % number) for number in range(4)]
+    for name in ids:
+        loose(repo, name).chmod(0o644)
+        loose(repo, name).write_bytes(zlib.compress(b"blob 9\0x"))
+    assert "git fsck" in refusal(lambda: list(read_blobs(repo / ".git", ids)))
+
+
+@pytest.mark.parametrize("max_bytes", [None, 1 << 20])
+def test_what_goes_wrong_while_asking_is_told_to_the_reader(repo, max_bytes):
+    def asking():
+        yield git(repo, "rev-parse", "HEAD:a.py")
+        raise KeyError("asker")
+
+    with pytest.raises(KeyError, match="asker"):
+        list(read_blobs(repo / ".git", asking(), max_bytes))
+
+
+def test_objects_that_another_repository_lends_are_read(repo, tmp_path):
+    git(tmp_path, "clone", "--quiet", "--bare", "--shared", str(repo), "borrower.git")
+    alternates = tmp_path / "borrower.git" / "objects" / "info" / "alternates"
+    for place in (alternates.read_text(), "../../repo/.git/objects\n"):
+        alternates.write_text(place)
+        entries = list(list_files(tmp_path / "borrower.git", head(repo)))
+        blobs = [entry.blob for entry in entries]
+        assert [content for _, content in read_blobs(tmp_path / "borrower.git", blobs)] == [b"print(1)\n", b"# b\n"]
+
+
+def test_replaced_objects_are_read_as_they_were_made(repo):
+    blob, other = (git(repo, "hash-object", "-w", "--stdin", stdin=content) for content in (b"made", b"replaced"))
+    git(repo, "replace", blob, other)
+    assert list(read_blobs(repo / ".git", [blob])) == [(blob, b"made")]
+
+
+def test_a_hundred_thousand_files_in_one_folder_are_listed(repo):
+    blob = git(repo, "hash-object", "-w", "--stdin", stdin=b"x")
+    lines = b"".join(b"100644 blob %b\tf%06d\0" % (blob.encode(), number) for number in range(100_000))
+    commit = git(repo, "commit-tree", "-m", "m", git(repo, "mktree", "--missing", "-z", stdin=lines))
+    assert sum(1 for _ in list_files(repo / ".git", commit)) == 100_000
+
+
+# ---- Ranges ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_commits(repo):
+    git(repo, "tag", "old")
+    (repo / "c.py").write_text("c\n")
+    commit_all(repo, "two")
+    return repo
+
+
+@pytest.mark.parametrize("ref", ["old..main", "old..", "HEAD~1..HEAD"])
+def test_a_range_has_an_end_and_a_start(two_commits, ref):
+    resolved = resolve(str(two_commits), ref)
+    assert resolved.commit == head(two_commits)
+    assert resolved.since == git(two_commits, "rev-parse", "old")
+    assert resolve(str(two_commits), "main").since is None
+
+
+def test_a_range_of_a_url_is_pinned_at_both_ends(two_commits):
+    old = git(two_commits, "rev-parse", "old")
+    for ref in ("old..main", f"{old}..main", "old..", f"{old}..{head(two_commits)}"):
+        resolved = resolve(f"file://{two_commits}", ref)
+        assert (resolved.since, resolved.commit) == (old, head(two_commits))
+
+
+@pytest.mark.parametrize("ref", ["..", "old...main", "main..-x", "a..b..c", "nosuch..main", "main..nosuch"])
+def test_a_range_that_is_none_is_refused(two_commits, ref):
+    refusal(resolve, str(two_commits), ref)
+    refusal(resolve, f"file://{two_commits}", ref)
+
+
+def test_a_range_without_commits_is_refused(two_commits):
+    for ref in ("main..main", "main..old", "..old"):
+        assert "holds no commit" in refusal(resolve, str(two_commits), ref)
+
+
+# ---- Hostile repositories --------------------------------------------------------------------------------------------
 
 
 def test_nothing_that_a_repository_names_is_run(repo, tmp_path):
@@ -329,7 +480,7 @@ def test_nothing_that_a_repository_names_is_run(repo, tmp_path):
     resolve(str(repo))
     entries = list(list_files(repo / ".git", commit))
     list(read_blobs(repo / ".git", [entry.blob for entry in entries]))
-    refusal(lambda: list(read_blobs(repo / ".git", ["1" * 40])))
+    assert list(read_blobs(repo / ".git", ["1" * 40])) == [("1" * 40, None)]
     write_bundle(repo / ".git", commit, tmp_path / "b")
     open_bundle(tmp_path / "b", commit, tmp_path / "far.git")
     resolve(f"file://{repo}")
@@ -351,7 +502,8 @@ def test_a_partial_clone_does_not_fetch_what_it_lacks(repo, tmp_path, remote):
         "protocol.ext.allow": "always",
     }.items():
         git(repo, "config", key, value)
-    refusal(lambda: list(read_blobs(repo / ".git", ["1" * 40])))
+    for max_bytes in (None, 9):
+        assert list(read_blobs(repo / ".git", ["1" * 40], max_bytes)) == [("1" * 40, None)]
     refusal(resolve, str(repo), "1" * 40)
     assert not (tmp_path / "sprung").exists()
 
@@ -407,6 +559,14 @@ def test_a_listing_is_read_however_it_is_cut(entries, cut):
     )
     chunks = [listing[start : start + cut] for start in range(0, len(listing), cut)]
     assert list(parse_tree(chunks)) == entries
+
+
+@given(fields=st.lists(st.binary(max_size=9).map(lambda raw: raw.replace(b"\0", b"")), max_size=9), data=st.data())
+def test_fields_are_found_however_they_are_cut(fields, data):
+    raw = b"".join(field + b"\0" for field in fields)
+    places = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=5)))
+    chunks = [raw[start:end] for start, end in zip([0, *places], [*places, len(raw)], strict=True)]
+    assert list(split_fields(chunks)) == fields
 
 
 @given(rubbish=st.lists(st.binary(max_size=60), max_size=5))
