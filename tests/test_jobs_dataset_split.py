@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.shards import DatasetError
 from jobs.dataset.split import Unit, held_out_names
+from jobs.shards import DatasetError
 
 UNITS = st.lists(
     st.builds(
@@ -72,3 +72,41 @@ def test_another_seed_holds_out_other_files():
 def test_one_content_cannot_be_split(units):
     with pytest.raises(DatasetError, match="held out"):
         held_out_names(units, 0.1, seed=17)
+
+
+def test_a_near_copy_of_a_held_out_file_is_held_out_with_it():
+    before = held_out_names(files(1000), 0.1, seed=17)
+    for number in range(50):
+        held_out = min(before)
+        units = [unit for unit in files(1000) if unit.name != held_out]
+        pair = [Unit(held_out, 1000, ("near",)), Unit(f"a/copy_{number}.py", 1000, ("near",))]
+        assert before < held_out_names([*units, *pair], 0.1, seed=17)
+
+
+def test_a_renamed_file_stays_on_its_side():
+    before = held_out_names([Unit(f"{n}.py", 1000, origin=f"old/{n}.py") for n in range(500)], 0.1, seed=17)
+    after = held_out_names([Unit(f"new/{n}.py", 1000, origin=f"old/{n}.py") for n in range(500)], 0.1, seed=17)
+    assert after == {f"new/{name}" for name in before}
+
+
+def test_one_giant_group_is_learned_and_the_rest_is_split():
+    giant = [Unit(f"generated/{number}.py", 1000, ("near",)) for number in range(900)]
+    for seed in range(20):
+        held_out = held_out_names([*giant, *files(100)], 0.05, seed)
+        assert 1 <= len(held_out) <= 99
+        assert not any(name.startswith("generated") for name in held_out)
+
+
+def test_a_giant_group_beside_one_file_is_learned():
+    giant = [Unit(f"generated/{number}.py", 1000, ("near",)) for number in range(900)]
+    assert held_out_names([*giant, Unit("other", 10)], 0.05, seed=1) == {"other"}
+
+
+def test_of_a_few_large_files_one_of_the_small_is_held_out():
+    units = [Unit("a", 4000), Unit("b", 4000), Unit("c", 1000), Unit("d", 1200)]
+    assert {held_out_names(units, 0.05, seed) for seed in range(30)} == {frozenset("c"), frozenset("d")}
+
+
+def test_files_of_one_group_are_told_to_belong_together():
+    with pytest.raises(DatasetError, match="All 3 files of the repository belong together"):
+        held_out_names([Unit(name, 1, ("same",)) for name in "abc"], 0.1, seed=17)
