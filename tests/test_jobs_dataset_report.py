@@ -160,7 +160,7 @@ def test_the_page_tells_what_went_in_what_was_left_out_and_what_the_model_sees(w
     for text in (
         "requests", "1f6589ec0c3bd4fdb6e1c5a9e1bb3c4d5e6f7a8b", "3,300,000", "104", "of 130", "3,104", "of 6,489",
         "lock file", "trivial subject", "99.73 %", "reStructuredText", "filled in the middle", "StarCoder2",
-        "2.1 %", "18.4 %", "src/requests/sessions.py", "aws-access-key", "email 7, password 3", "Apache-2.0",
+        "2.1 %", "18.4 %", "src/requests/sessions.py", "aws-access-key", "email\u00a07, password\u00a03", "Apache-2.0",
         "3.0 s", "182 MB/s", "212 MB", "3,120 of 3,200 parts", "49152", "tree-sitter 0.26.1",
     ):  # fmt: skip
         assert text in page, text
@@ -239,14 +239,17 @@ def test_a_page_of_the_first_version_of_datasets_shows_what_they_tell(write):
 
 def test_control_characters_and_lone_surrogates_are_written_out(write):
     examples = [{"path": "a\udcff\x1b[2J", "pieces": [{"text": "x\u202e\x00\r\n", "special": False, "label": True}]}]
-    page = write(examples=examples)
+    stats = documents()["stats"]
+    stats["dropped"]["reasons"]["why\x1b\udc80"] = 3
+    stats["splits"]["train"]["kinds"] = {"kind\u202e": {"tokens": 3}}
+    page = write(examples=examples, stats=stats, manifest={"source": "/a/b\udc81\x00"})
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e]", page)
-    assert r"a\udcff\x1b[2J" in page
-    assert r"x\u202e\x00\r" in page
+    for text in (r"a\udcff\x1b[2J", r"x\u202e\x00\r", r"why\x1b\udc80", r"kind\u202e", r"b\udc81\x00"):
+        assert text in page
 
 
 def test_a_sample_is_shown_as_it_is_with_its_blanks_and_line_ends(write):
-    shown = Page(write()).codes[1]
+    shown = Page(write()).codes[0]
     assert shown == "".join(piece["text"] for piece in EXAMPLES[0]["pieces"])
 
 

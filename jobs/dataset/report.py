@@ -312,7 +312,8 @@ def _redaction_paths(places: Mapping[str, Mapping[str, float]]) -> list[tuple[st
     """Paths with their rules, those with the most redactions first."""
     order = sorted(places, key=lambda path: (-sum(places[path].values()), path))
     return [
-        (path, ", ".join(f"{rule} {number(count)}" for rule, count in sorted(places[path].items()))) for path in order
+        (path, ", ".join(f"{rule}\u00a0{number(count)}" for rule, count in sorted(places[path].items())))
+        for path in order
     ]
 
 
