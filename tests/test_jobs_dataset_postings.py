@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from jobs.dataset.postings import Postings, common_above
 
+SETS = st.lists(st.sets(st.integers(0, 60)), min_size=1, max_size=30)
 RNG = np.random.default_rng(7)
 
 
@@ -19,17 +20,34 @@ def few(numbers):
     return np.array(sorted(numbers), np.uint64) << np.uint64(40)
 
 
-@given(sets=st.lists(st.sets(st.integers(0, 60)), min_size=1, max_size=30), common=st.integers(0, 12))
-def test_it_counts_as_sets_do(sets, common):
+def index(sets):
     postings = Postings()
     for owner, numbers in enumerate(sets):
         postings.add(owner, few(numbers))
+    return postings
+
+
+@given(sets=SETS, common=st.integers(0, 12))
+def test_it_counts_as_sets_do(sets, common):
+    postings = index(sets)
     asked = sets[0]
     boilerplate = {number for number in asked if sum(number in one for one in sets) > common}
     held = {owner: len((numbers & asked) - boilerplate) for owner, numbers in enumerate(sets)}
     tally = postings.tally(few(asked), common)
     assert (tally.total, tally.found, tally.common) == (len(asked), len(asked - boilerplate), len(boilerplate))
     assert dict(zip(tally.owners.tolist(), tally.held.tolist(), strict=True)) == {o: n for o, n in held.items() if n}
+
+
+@given(sets=SETS)
+def test_forgetting_what_one_owner_holds_changes_no_share_of_another(sets):
+    whole, part = index(sets), index(sets)
+    part.keep_shared()
+    for owner, numbers in enumerate(sets):
+        tallies = [postings.tally(few(numbers), 3) for postings in (whole, part)]
+        shares = [dict(zip(one.owners.tolist(), one.shares.tolist(), strict=False)) for one in tallies]
+        assert {other: share for other, share in shares[0].items() if other != owner} == {
+            other: share for other, share in shares[1].items() if other != owner
+        }
 
 
 def test_what_is_added_twice_counts_once():

@@ -63,6 +63,7 @@ def contained(sets: Sequence[Shingles], limit: float) -> list[tuple[int, int, fl
     postings = Postings()
     for owner, shingles in enumerate(sets):
         postings.add(owner, shingles)
+    postings.keep_shared()
     common = common_above(len(sets))
     pairs = []
     for number, shingles in enumerate(sets):

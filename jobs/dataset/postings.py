@@ -85,14 +85,27 @@ class Postings:
         """Who holds how many of `shingles`; those that more than `common` owners hold are boilerplate."""
         self._settle()
         hashes = self._sample(shingles) & ~_OWNERS
+        total = len(hashes)
         begins = np.searchsorted(self._pairs, hashes)
+        known = begins < len(self._pairs)
+        known[known] = self._pairs[begins[known]] & ~_OWNERS == hashes[known]
+        begins, hashes = begins[known], hashes[known]
         counts = np.searchsorted(self._pairs, hashes | _OWNERS, side="right") - begins
         usual = counts <= common
-        left = int(usual.sum())
+        found, boilerplate = int(usual.sum()), int((~usual).sum())
         owners, held = np.unique(self._owners(begins[usual], counts[usual]), return_counts=True)
         enough = max(_EVIDENCE_SAMPLED, _EVIDENCE // self.sampling)
-        found = int((counts[usual] > 0).sum())
-        return Tally(len(hashes), found, len(hashes) - left, owners, held, telling=left >= enough)
+        return Tally(total, found, boilerplate, owners, held, telling=total - boilerplate >= enough)
+
+    def keep_shared(self) -> None:
+        """Forget what only one owner holds, usually nearly all. Nothing is added afterwards."""
+        self._settle()
+        hashes = self._pairs & ~_OWNERS
+        equal = hashes[1:] == hashes[:-1]
+        shared = np.zeros(len(hashes), np.bool_)
+        shared[1:] |= equal
+        shared[:-1] |= equal
+        self._pairs = self._pairs[shared]
 
     def _owners(self, begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """The owners of the pairs in some ranges of the index, one range after the other."""
