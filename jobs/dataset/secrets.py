@@ -296,6 +296,7 @@ def _headers(text: str) -> Iterator[re.Match[str]]:
 
 # Literals given to a name
 
+#: What a literal is given to where it is a secret, in small letters.
 _NAMES = (
     "password", "passwd", "passphrase", "passwort", "pwd",
     "secret", "token", "apikey", "api_key", "api-key", "accesskey", "access_key", "access-key",
