@@ -114,10 +114,13 @@ def tokenizer_file_sha256(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
-    else:
-        content = json.loads(backend.to_str())
-        content.update(padding=None, truncation=None)  # settings of the last call, not of the tokenizer
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    if backend.padding is not None or backend.truncation is not None:
+        # Settings of the last call, not of the tokenizer.
+        backend = type(backend).from_str(backend.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 
 def document_end_id(tokenizer: Any) -> int:

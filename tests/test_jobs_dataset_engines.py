@@ -38,6 +38,11 @@ class Lookalike(Reference):
         return encoded
 
 
+@pytest.fixture(autouse=True)
+def opened_at_once(monkeypatch):
+    monkeypatch.setattr(engines, "FIRST_CHARACTERS", 5)
+
+
 @pytest.fixture
 def backend(tiny_tokenizer):
     return tiny_tokenizer.backend_tokenizer
@@ -56,16 +61,39 @@ def test_the_reference_says_what_the_library_says(backend):
 
 def test_an_engine_that_agrees_is_used_and_named(backend):
     engine = open_engine(backend, Lookalike)
+    assert ids_of(engine, ["a = 1\n"] * 3) == ids_of(Reference(backend), ["a = 1\n"] * 3)
     assert engine.name == "lookalike 1.0"
     assert engine.note is None
-    assert ids_of(engine, ["a = 1\n"] * 3) == ids_of(Reference(backend), ["a = 1\n"] * 3)
+
+
+def test_little_text_is_left_to_the_reference_and_opens_nothing(backend, monkeypatch):
+    monkeypatch.setattr(engines, "FIRST_CHARACTERS", 30)
+    opened = []
+    engine = open_engine(backend, lambda backend: opened.append(1) or Lookalike(backend))
+    for _ in range(2):
+        assert ids_of(engine, ["ten letter"]) == ids_of(Reference(backend), ["ten letter"])
+    assert not opened
+    assert engine.name.startswith("tokenizers ")
+    engine.encode(["ten letter"])
+    assert opened
+    assert engine.name == "lookalike 1.0"
+
+
+def test_the_first_texts_are_compared_when_the_fast_engine_is_opened(backend, monkeypatch):
+    monkeypatch.setattr(engines, "FIRST_CHARACTERS", 30)
+    engine = open_engine(backend, Lookalike)
+    engine.encode(["a wrong text\n"])
+    assert engine.note is None
+    engine.encode(["a good text, of which there is more"])
+    assert "gave other ids" in engine.note
 
 
 @pytest.mark.parametrize(("word", "why"), [("wrong", "gave other ids"), ("panic", r"broke \(Panic\)")])
-def test_an_engine_that_errs_is_replaced_for_good_and_the_ids_are_right(backend, word, why):
+def test_an_engine_that_errs_is_replaced_for_good_and_the_ids_are_right(backend, monkeypatch, word, why):
     fast = Lookalike(backend)
-    engine = Checked(Reference(backend), fast)
-    texts = ["a good text\n", f"a {word} text\n"]
+    engine = Checked(Reference(backend), lambda: fast)
+    texts = ["good", f"a {word} text\n"]
+    monkeypatch.setattr(engines, "ONE_IN", 1)
     assert ids_of(engine, texts) == ids_of(Reference(backend), texts)
     assert engine.name.startswith("tokenizers ")
     assert re.search(f"lookalike 1.0 {why}", engine.note)
@@ -80,37 +108,39 @@ def test_an_engine_that_errs_on_the_probes_is_never_used(backend):
             return super().encode([text.replace("1", "2") for text in texts])
 
     engine = open_engine(backend, Digits)
+    engine.encode(["a long text"])
     assert engine.name.startswith("tokenizers ")
     assert "gave other ids" in engine.note
 
 
-def test_an_engine_that_loses_a_text_is_replaced(backend):
+def test_an_engine_that_loses_a_text_is_replaced(backend, monkeypatch):
     class Short(Lookalike):
         def encode(self, texts):
             whole = super().encode(texts)
-            return whole if list(texts) == list(PROBES) else Encoded(whole.ids, whole.starts[:-1])
+            return whole if list(texts[: len(PROBES)]) == list(PROBES) else Encoded(whole.ids, whole.starts[:-1])
 
     engine = open_engine(backend, Short)
+    engine._open()
     assert engine.name == "lookalike 1.0"
+    monkeypatch.setattr(engines, "ONE_IN", 1)
     assert ids_of(engine, ["a\n", "b\n"]) == ids_of(Reference(backend), ["a\n", "b\n"])
     assert engine.name.startswith("tokenizers ")
 
 
-def test_one_text_in_a_few_is_still_compared_when_the_first_agreed(backend, monkeypatch):
-    monkeypatch.setattr(engines, "FIRST_CHARACTERS", 100)
-    engine = Checked(Reference(backend), Lookalike(backend))
+def test_one_text_in_a_few_is_still_compared_when_the_first_agreed(backend):
+    engine = open_engine(backend, Lookalike)
     engine.encode(["good " * 20])
     texts = [f"wrong {number}" for number in range(10 * engines.ONE_IN)]
     for text in texts:
         engine.encode([text])
     assert engine.name.startswith("tokenizers ")
-    compared = [text for text in texts if engine._is_compared(text)]
+    compared = [text for text in texts if engines._is_compared(text)]
     assert 0 < len(compared) < len(texts) / 20
-    assert compared == [text for text in reversed(texts) if engine._is_compared(text)][::-1]
+    assert compared == [text for text in reversed(texts) if engines._is_compared(text)][::-1]
 
 
 def test_ctrl_c_is_no_reason_to_change_the_engine(backend):
-    engine = Checked(Reference(backend), Lookalike(backend))
+    engine = open_engine(backend, Lookalike)
     with pytest.raises(KeyboardInterrupt):
         engine.encode(["interrupt"])
     assert engine.name == "lookalike 1.0"
@@ -119,9 +149,9 @@ def test_ctrl_c_is_no_reason_to_change_the_engine(backend):
 def test_without_fastokens_the_reference_works_and_says_what_is_missing(backend, monkeypatch):
     monkeypatch.setitem(sys.modules, "fastokens", None)
     engine = open_engine(backend)
+    assert ids_of(engine, ["a = 1\n"]) == [backend.encode("a = 1\n").ids]
     assert engine.name.startswith("tokenizers ")
     assert "fastokens is not installed" in engine.note
-    assert ids_of(engine, ["a = 1\n"]) == [backend.encode("a = 1\n").ids]
 
 
 def test_a_tokenizer_that_the_fast_engine_refuses_goes_to_the_reference(backend):
@@ -129,6 +159,7 @@ def test_a_tokenizer_that_the_fast_engine_refuses_goes_to_the_reference(backend)
         raise ValueError
 
     engine = open_engine(backend, refuses)
+    engine.encode(["a long text"])
     assert "does not read this tokenizer (ValueError)" in engine.note
 
 
@@ -148,5 +179,5 @@ def fastokens_engine(tiny_tokenizer):
 def test_the_engine_that_is_installed_passes_its_own_check(backend):
     pytest.importorskip("fastokens")
     engine = open_engine(backend)
-    assert engine.name.startswith("fastokens ")
     assert np.array_equal(engine.encode(list(PROBES)).ids, Reference(backend).encode(list(PROBES)).ids)
+    assert engine.name.startswith("fastokens ")

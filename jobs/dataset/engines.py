@@ -1,21 +1,24 @@
 """What turns text into ids: a fast engine as long as its ids are those of the reference, the reference otherwise.
 
 The reference is `tokenizers`, the library that transformers itself asks. `fastokens` reads the same description of a
-tokenizer and is several times as fast (benchmarks/tokenising.py), but it is young: it is compared with the reference on
-texts that are hard to cut, then on the first real ones and on one in 64 of the rest. At the first difference, error or
-panic the reference takes over for good, and a note says so.
+tokenizer and is several times as fast (benchmarks/tokenising.py), but it takes half a second to open, and it is young.
+So the reference does the first texts alone; where more come, the fast engine is compared with it on them, on texts
+that are hard to cut, and on one in 64 of the rest. At the first difference, error or panic the reference takes over for
+good, and a note says so.
 """
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Characters of real text that are compared before any is believed: a tenth of a second of the reference's time.
-FIRST_CHARACTERS = 200_000
+#: Characters of real text that the reference does before the fast engine is opened, and that are compared then: a
+#: fifth of a second of the reference's time.
+FIRST_CHARACTERS = 300_000
 #: Of the rest, one text in this many is compared: the reference then costs about a tenth of the whole.
 ONE_IN = 64
 
@@ -106,27 +109,56 @@ class Fastokens:
 class Checked:
     """A fast engine, believed as long as it agrees with the reference wherever the two are compared."""
 
-    def __init__(self, reference: Engine, fast: Engine) -> None:
+    def __init__(self, reference: Engine, open_fast: Callable[[], Engine]) -> None:
         self._reference = reference
-        self._fast: Engine | None = fast
-        self._first = FIRST_CHARACTERS
+        self._open_fast: Callable[[], Engine] | None = open_fast
+        self._fast: Engine | None = None
+        self._first: list[str] = []
+        self._left = FIRST_CHARACTERS
         self.note: str | None = None
-        probes = self._attempt(PROBES)
-        if probes is not None:
-            self._compare(PROBES, probes, range(len(PROBES)))
 
     @property
     def name(self) -> str:
-        """Of the engine that is believed now."""
+        """Of the engine that is at work now."""
         return (self._fast or self._reference).name
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """The ids of every text."""
+        if self._open_fast is not None:
+            self._first += [text for text in texts if self._is_first(text)]
+            if self._left > 0:
+                return self._reference.encode(texts)
+            self._open()
         encoded = self._attempt(texts)
-        chosen = [place for place, text in enumerate(texts) if self._is_compared(text)]
-        if encoded is not None and self._compare(texts, encoded, chosen):
+        places = [place for place, text in enumerate(texts) if _is_compared(text)]
+        if encoded is not None and self._agrees(texts, encoded, places):
             return encoded
         return self._reference.encode(texts)
+
+    def _is_first(self, text: str) -> bool:
+        """Whether the text is one of those that are compared before the fast engine is believed."""
+        first = self._left > 0 and len(text) <= FIRST_CHARACTERS
+        self._left -= len(text)
+        return first
+
+    def _open(self) -> None:
+        """Open the fast engine, and keep it if it agrees on what is hard to cut and on the first texts."""
+        open_fast, self._open_fast = self._open_fast, None
+        assert open_fast is not None  # noqa: S101 - asked once
+        try:
+            self._fast = open_fast()
+        except ImportError:
+            self.note = f"fastokens is not installed, so {self._reference.name} does its work: several times as slow."
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic in Rust reaches Python as no Exception
+            # Kinds of tokenizers that it does not know are refused with a ValueError.
+            self.note = f"fastokens does not read this tokenizer ({type(error).__name__}); {self._reference.name} does."
+        texts = [*PROBES, *self._first]
+        encoded = self._attempt(texts)
+        if encoded is not None:
+            self._agrees(texts, encoded, range(len(texts)))
+        self._first = []
 
     def _attempt(self, texts: Sequence[str]) -> Encoded | None:
         """What the fast engine says; nothing where it is no longer asked or breaks."""
@@ -137,32 +169,29 @@ class Checked:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 - a panic in Rust reaches Python as no Exception
-            self._give_up(f"broke ({type(error).__name__})")
+            self._give_up(self._fast, f"broke ({type(error).__name__})")
             return None
 
-    def _is_compared(self, text: str) -> bool:
-        if len(text) <= self._first:
-            self._first -= len(text)
-            return True
-        # By what is in the text: which ones are compared does not hang on their order.
-        return zlib.crc32(text[-4096:].encode("utf-8", "surrogatepass")) % ONE_IN == 0
-
-    def _compare(self, texts: Sequence[str], encoded: Encoded, places: Sequence[int]) -> bool:
-        """Whether both engines say the same of the texts at `places`."""
+    def _agrees(self, texts: Sequence[str], encoded: Encoded, places: Sequence[int]) -> bool:
+        """Whether both engines say the same of the texts at `places`; if not, the fast one is given up."""
         if not places:
             return True
         wanted = self._reference.encode([texts[place] for place in places])
-        agreed = len(encoded.starts) == len(texts) + 1 and all(
+        agree = len(encoded.starts) == len(texts) + 1 and all(
             np.array_equal(encoded.of(place), wanted.of(index)) for index, place in enumerate(places)
         )
-        if not agreed:
-            self._give_up("gave other ids")
-        return agreed
+        if not agree and self._fast is not None:
+            self._give_up(self._fast, "gave other ids")
+        return agree
 
-    def _give_up(self, why: str) -> None:
-        assert self._fast is not None  # noqa: S101 - it has just been asked
-        self.note = f"{self._fast.name} {why}, so {self._reference.name} does its work: several times as slow."
+    def _give_up(self, fast: Engine, why: str) -> None:
+        self.note = f"{fast.name} {why}, so {self._reference.name} does its work: several times as slow."
         self._fast = None
+
+
+def _is_compared(text: str) -> bool:
+    """One text in 64. By what is in it: which ones are compared does not hang on their order."""
+    return zlib.crc32(text[-4096:].encode("utf-8", "surrogatepass")) % ONE_IN == 0
 
 
 def open_engine(backend: Any, fast: Callable[[Any], Engine] = Fastokens) -> Engine:
@@ -172,14 +201,4 @@ def open_engine(backend: Any, fast: Callable[[Any], Engine] = Fastokens) -> Engi
         backend: a `tokenizers.Tokenizer` without padding and truncation.
         fast: makes the engine that is tried.
     """
-    reference = Reference(backend)
-    try:
-        return Checked(reference, fast(backend))
-    except ImportError:
-        reference.note = f"fastokens is not installed, so {reference.name} does its work: several times as slow."
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # noqa: BLE001 - a panic in Rust reaches Python as no Exception
-        # Kinds of tokenizers that it does not know are refused with a ValueError.
-        reference.note = f"fastokens does not read this tokenizer ({type(error).__name__}); {reference.name} does."
-    return reference
+    return Checked(Reference(backend), partial(fast, backend))
