@@ -213,6 +213,7 @@ def test_a_page_is_made_whatever_is_missing_or_of_another_type(write, name):
         facts["stats"]["splits"] = {"held_out": facts["stats"]["splits"]["held_out"]}
         return facts[name]
 
+    nothing = {"manifest": {}, "stats": {}, "examples": [], "timing": {}}
     for place in places(small()):
         for wrong in (None, "text", [{}], {"a": -1}):
             tree = small()
@@ -220,7 +221,7 @@ def test_a_page_is_made_whatever_is_missing_or_of_another_type(write, name):
             for key in place[:-1]:
                 part = part[key]
             part[place[-1]] = wrong
-            write(**{name: tree})
+            write(**nothing | {name: tree})
 
 
 def test_a_dataset_that_tells_nothing_has_a_page(write):
@@ -251,6 +252,14 @@ def test_control_characters_and_lone_surrogates_are_written_out(write):
 def test_a_sample_is_shown_as_it_is_with_its_blanks_and_line_ends(write):
     shown = Page(write()).codes[0]
     assert shown == "".join(piece["text"] for piece in EXAMPLES[0]["pieces"])
+
+
+def test_samples_and_splits_come_in_the_order_training_held_out_future(write):
+    stats = documents()["stats"]
+    stats["splits"] = dict.fromkeys(("other", "future", "held_out", "train"), stats["splits"]["train"])
+    page = write(examples=list(reversed(EXAMPLES)), stats=stats)
+    assert page.index("src/requests/api.py\n") < page.index("commit 0123456789ab")
+    assert re.findall(r'<th scope="row">(\w+)', page)[:4] == ["Training", "Held", "Future", "Other"]
 
 
 def test_special_tokens_are_chips_and_what_is_not_learned_is_told_apart(write):

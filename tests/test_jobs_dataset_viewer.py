@@ -64,7 +64,7 @@ def test_long_lines_are_not_folded_in_a_pipe():
 
 def test_every_kind_and_split_has_its_turn_before_a_second_of_one():
     many = [sample(kind="context", path=f"{place}.py") for place in range(5)]
-    text = printed([*many, sample(kind="edit", path="e.py"), sample(kind="context", path="h.py", split="held_out")], 3)
+    text = printed([sample(path="h.py", split="held_out"), *many, sample(kind="edit", path="e.py")], 3)
     assert re.findall(r"\w\.py", text) == ["0.py", "e.py", "h.py"]
 
 

@@ -10,6 +10,11 @@ from jobs.dataset.facts import Facts
 SPLITS = {"train": "Training", "held_out": "Held out", "future": "Future"}
 
 
+def split_place(split: str) -> int:
+    """The place of a split among others, training first; unknown ones come last."""
+    return [*SPLITS].index(split) if split in SPLITS else len(SPLITS)
+
+
 @dataclass(frozen=True)
 class Headline:
     """A number that is read first."""

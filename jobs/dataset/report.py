@@ -16,7 +16,7 @@ from jobs.dataset.amounts import duration, percent, several, size
 from jobs.dataset.bars import Bar, Column, Slice, bars, classes, columns, slices
 from jobs.dataset.excerpts import Excerpt, excerpt, visible
 from jobs.dataset.facts import Facts
-from jobs.dataset.headlines import SPLITS, headlines
+from jobs.dataset.headlines import SPLITS, headlines, split_place
 
 if TYPE_CHECKING:
     import jinja2
@@ -105,7 +105,7 @@ def write_report(
             **_safety(Facts(stats)),
             **_time(Facts(timing)),
             headlines=headlines(Facts(manifest), Facts(stats), Facts(timing)),
-            samples=[excerpt(example, lines=_SAMPLE_LINES, characters=_SAMPLE_CHARACTERS) for example in examples],
+            samples=_samples(examples),
             titles=SPLITS,
             kind_names=_KINDS,
         )
@@ -229,8 +229,7 @@ def _mix(stats: Facts) -> dict[str, Any]:
 
 
 def _split_names(stats: Facts) -> list[str]:
-    names = stats.at("splits").names
-    return [*(name for name in SPLITS if name in names), *(name for name in names if name not in SPLITS)]
+    return sorted(stats.at("splits").names, key=split_place)
 
 
 def _title(split: str) -> str:
@@ -268,11 +267,13 @@ def _count(facts: Facts, key: str) -> str:
 def _languages(stats: Facts) -> list[Bar]:
     languages = stats.at("languages")
     tokens = {name: languages.number(name, "tokens") for name in languages.names}
-    notes = {
-        name: f"{several(languages.number(name, 'files'), 'file')}, {size(languages.number(name, 'bytes'))}"
-        for name in tokens
-    }
+    notes = {name: _files_note(languages.at(name)) for name in tokens}
     return bars(tokens, notes=notes)
+
+
+def _files_note(language: Facts) -> str:
+    files, held = several(language.number("files"), "file"), language.number("bytes")
+    return f"{files}, {size(held)}" if held else files
 
 
 def _labelled(histogram: Sequence[Column]) -> list[Column]:
@@ -338,6 +339,11 @@ def _stage(stage: Facts, longest: float) -> Stage:
         cpu=duration(stage.number("cpu_seconds")) if stage.at("cpu_seconds") else "-",
         speed=f"{processed / 1e6 / seconds:,.3g} MB/s" if processed and seconds else "-",
     )
+
+
+def _samples(examples: Sequence[Mapping[str, Any]]) -> list[Excerpt]:
+    ordered = sorted(examples, key=lambda example: split_place(Facts(example).text("split")))
+    return [excerpt(example, lines=_SAMPLE_LINES, characters=_SAMPLE_CHARACTERS) for example in ordered]
 
 
 def _sample_title(sample: Excerpt) -> str:

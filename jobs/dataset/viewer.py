@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.dataset.amounts import several
 from jobs.dataset.excerpts import Excerpt, Piece, excerpt
 from jobs.dataset.facts import Facts
+from jobs.dataset.headlines import split_place
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,12 +42,12 @@ def print_examples(examples: Sequence[Mapping[str, Any]], count: int, console: "
 
 
 def _varied(examples: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
-    """The first sample of every split and kind, then the second of each, and so on."""
+    """The first sample of every split and kind, training first, then the second of each, and so on."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for example in examples:
         facts = Facts(example)
         groups.setdefault((facts.text("split"), facts.text("kind")), []).append(example)
-    turns = zip_longest(*groups.values())
+    turns = zip_longest(*(groups[group] for group in sorted(groups, key=lambda group: split_place(group[0]))))
     return [example for turn in turns for example in turn if example is not None][: max(0, count)]
 
 
