@@ -49,28 +49,31 @@ class Profile:
     tags: int
     #: The higher, the more the history is about few files, which are also the largest ones.
     popularity: float = 2.0
+    #: A file's size goes with this power of how often it changes.
+    size_by_versions: float = 0.4
 
 
 SIZES = {
     "small": Profile(commits=300, merges=0.1, files=40, text_bytes=160_000, binary_bytes=30_000, versions=500, tags=5),
     "requests": Profile(
-        commits=6_500, merges=0.25, files=130, text_bytes=1_600_000, binary_bytes=2_900_000, versions=7_700, tags=162
+        commits=6_500, merges=0.25, files=130, text_bytes=1_550_000, binary_bytes=2_900_000, versions=7_700, tags=162
     ),
     "celery": Profile(
         commits=13_000,
         merges=0.074,
         files=823,
-        text_bytes=5_700_000,
+        text_bytes=5_100_000,
         binary_bytes=400_000,
         versions=35_200,
         tags=200,
         popularity=2.4,
+        size_by_versions=0.74,
     ),
     "huge": Profile(
         commits=200_000,
         merges=0.08,
         files=3_000,
-        text_bytes=18_000_000,
+        text_bytes=12_000_000,
         binary_bytes=500_000,
         versions=260_000,
         tags=500,
@@ -106,7 +109,7 @@ design detail device dialog dictionary digest dimension directory discount disk 
 draft driver duration edge editor element encoder endpoint engine entry environment error event example exception
 executor expense export expression extension factory failure feature feed field figure file filter flag folder font
 form format frame function gateway generator graph grid group guard handler hash header height history hook host icon
-identity image import index input instance interval invoice issue item job journal key keyword label language layer
+identity image index input instance interval invoice issue item job journal key keyword label language layer
 layout leaf ledger length level library license limit line link list listener loader location lock log loop machine
 manifest map margin marker mask match matrix measure member memory menu merge message method metric migration mirror
 mode model module monitor month mount mutex name namespace network node note notice number object offset operator
@@ -691,7 +694,7 @@ class _Stream:
         for file in self.plan.files:
             file.mark = mark
             mark += file.versions
-            file.size *= 1 + math.log2(1 + file.versions)
+            file.size *= (1 + file.versions) ** self._profile.size_by_versions
         self._first_commit = mark
         for kinds, total in ((set(_BLOCKS), self._profile.text_bytes), ({"picture"}, self._profile.binary_bytes)):
             alive = [file for file in self.plan.files if file.alive and file.kind in kinds]
