@@ -20,7 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO
 
@@ -41,6 +41,8 @@ _SCP_LIKE = re.compile(r"(?:\w[\w.-]*@)?(\w[\w.-]*):(?!:)[^\s:].*", re.DOTALL)
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
 _CHUNK = 1 << 16
+#: Questions that are put to git at once.
+_LUMP = 256
 
 #: What git says where an object is there and cannot be read: then the object is left out, and the next one read.
 _BROKEN = ("corrupt", "unable to stream", "inflate", "object file", "bad object header", "cannot be read")
@@ -486,71 +488,84 @@ def read_blobs(
     Raises:
         RepositoryError: git failed in another way, or very many objects are broken.
     """
+    lumps = _lumps(iter(blobs))
     if max_bytes is None:
-        yield from _contents(git_dir, iter(blobs))
+        yield from _contents(git_dir, lumps)
         return
     judged: deque[tuple[str, bool]] = deque()
     with (
-        contextlib.closing(_readable(git_dir, iter(blobs), max_bytes, judged)) as wanted,
+        contextlib.closing(_readable(git_dir, lumps, max_bytes, judged)) as wanted,
         contextlib.closing(_contents(git_dir, wanted)) as contents,
     ):
-        for _, content in contents:
+        for answer in contents:
             # Judged before it was asked for: it is there, behind those that were not asked for.
             while not judged[0][1]:
                 yield judged.popleft()[0], None
-            yield judged.popleft()[0], content
+            judged.popleft()
+            yield answer
         yield from ((blob, None) for blob, _ in judged)
 
 
+def _lumps(blobs: Iterator[str]) -> Iterator[list[str]]:
+    """Questions to git, many at a time: a thread that woke for each would cost more than git itself."""
+    return iter(lambda: list(islice(blobs, _LUMP)), [])
+
+
 def _readable(
-    git_dir: Path, blobs: Iterator[str], max_bytes: int, judged: deque[tuple[str, bool]]
-) -> Generator[str, None, None]:
-    """Those of `blobs` that are blobs of at most `max_bytes`; every one is noted in `judged` before it is given."""
-    first = next(blobs, None)
+    git_dir: Path, lumps: Iterator[list[str]], max_bytes: int, judged: deque[tuple[str, bool]]
+) -> Generator[list[str], None, None]:
+    """Those that are blobs of at most `max_bytes`; every one is noted in `judged` before it is given."""
+    first = next(lumps, None)
     if first is None:
         return
     command = ["cat-file", "--batch-check", "--buffer"]
-    with _conversation(git_dir, first, command, chain([first], blobs)) as (process, errors):
-        for line in _opened(process.stdout):
-            blob, *about = line.decode("ascii", "replace").split()
-            readable = len(about) == 2 and about[0] == "blob" and int(about[1]) <= max_bytes  # noqa: PLR2004
-            judged.append((blob, readable))
-            if readable:
-                yield blob
+    asked: deque[str] = deque()
+    with _conversation(git_dir, first, command, lumps, asked) as (process, errors):
+        stdout = _opened(process.stdout)
+        while lines := stdout.readlines(_CHUNK):
+            verdicts = [_judge(line, asked, max_bytes) for line in lines]
+            judged.extend(verdicts)
+            yield [blob for blob, readable in verdicts if readable]
         if process.wait():
             raise RepositoryError(f"Objects of {git_dir} cannot be read ({_reason(_text(errors))}).")
 
 
-def _contents(git_dir: Path, blobs: Iterator[str]) -> Generator[tuple[str, bytes | None], None, None]:
+def _judge(line: bytes, asked: deque[str], max_bytes: int) -> tuple[str, bool]:
+    kind, size = _answered(line, asked)
+    return asked.popleft(), kind == b"blob" and size <= max_bytes
+
+
+def _answered(line: bytes, asked: deque[str]) -> tuple[bytes, int]:
+    """Type and size of the object that was asked for first; -1 where it is missing."""
+    parts = line.split()
+    if not parts or not asked or parts[0] != asked[0].encode("ascii"):
+        raise RepositoryError(f"git answered {line[:64]!r} where another object was asked for.")
+    return (parts[1], int(parts[2])) if len(parts) == 3 and parts[2].isdigit() else (b"", -1)  # noqa: PLR2004
+
+
+def _contents(git_dir: Path, lumps: Iterator[list[str]]) -> Generator[tuple[str, bytes | None], None, None]:
     """Id and content of every blob. Git ends over a broken object: it is started again behind it."""
-    first = next(blobs, None)
-    if first is None:
-        return
+    command = ["cat-file", "--batch", "--buffer"]
     asked: deque[str] = deque()
-    blobs = chain([first], blobs)
     for _ in range(_BROKEN_LIMIT):
-        command = ["cat-file", "--batch", "--buffer"]
-        with _conversation(git_dir, first, command, _noted(blobs, asked)) as (process, errors):
+        # What was asked and not answered is asked again.
+        first = list(asked) or next(filter(None, lumps), [])
+        if not first:
+            return
+        asked = deque()
+        with _conversation(git_dir, first, command, lumps, asked) as (process, errors):
             stdout = _opened(process.stdout)
-            while header := stdout.readline():
-                whole, content = _read_blob(header, stdout, asked)
-                if not whole:
+            while (header := stdout.readline()).endswith(b"\n"):
+                kind, size = _answered(header, asked)
+                content = stdout.read(size) if size >= 0 else None
+                if content is not None and (len(content) < size or stdout.read(1) != b"\n"):
                     break
-                yield asked.popleft(), content
+                yield asked.popleft(), content if kind == b"blob" else None
             if process.wait():
                 _blame(_text(errors), git_dir, asked)
-        if not asked:
-            return
-        yield asked.popleft(), None
+        if asked:
+            yield asked.popleft(), None
     raise RepositoryError(f"More than {_BROKEN_LIMIT} objects of {git_dir} are broken: run `git fsck`.")
-
-
-def _noted(blobs: Iterator[str], asked: deque[str]) -> Iterator[str]:
-    """What was asked and not answered yet, then the rest of `blobs`, each noted in `asked` before it is given."""
-    yield from tuple(asked)
-    for blob in blobs:
-        asked.append(blob)
-        yield blob
 
 
 def _blame(errors: bytes, git_dir: Path, asked: deque[str]) -> None:
@@ -564,29 +579,24 @@ def _blame(errors: bytes, git_dir: Path, asked: deque[str]) -> None:
         raise RepositoryError(f"Objects of {git_dir} cannot be read ({_reason(errors)}).")
 
 
-def _read_blob(header: bytes, stdout: IO[bytes], asked: deque[str]) -> tuple[bool, bytes | None]:
-    """Whether git answered to the end, and the content; None for what is missing or no blob."""
-    blob, *about = header.decode("ascii", "replace").split()
-    if not asked or blob != asked[0]:
-        raise RepositoryError(f"git answered {blob[:64]!r} where another object was asked for.")
-    if len(about) != 2 or not about[1].isdigit():  # noqa: PLR2004 - type, size
-        return header.endswith(b"\n"), None
-    content = stdout.read(int(about[1]))
-    whole = len(content) == int(about[1]) and stdout.read(1) == b"\n"
-    return whole, content if about[0] == "blob" else None
-
-
 @contextlib.contextmanager
 def _conversation(
-    git_dir: Path, commit: str, command: Sequence[str], questions: Iterable[str]
+    git_dir: Path, first: list[str], command: Sequence[str], lumps: Iterator[list[str]], asked: deque[str]
 ) -> Iterator[tuple["subprocess.Popen[bytes]", IO[bytes]]]:
-    """A git that is asked `questions`, a line each, while its answers are read.
+    """A git that is asked about objects, a line each, while its answers are read.
+
+    Args:
+        git_dir: the repository.
+        first: full ids, at least one.
+        command: what git runs.
+        lumps: further ids.
+        asked: takes every id before it is asked about; the reader takes it out when it is answered.
 
     Raises:
-        Exception: what `questions` raised, after the last answer.
+        Exception: what `lumps` raised, after the last answer.
     """
-    with _git(git_dir, commit, command) as (process, errors):
-        asker = _Asker(_opened(process.stdin), questions)
+    with _git(git_dir, first[0], command) as (process, errors):
+        asker = _Asker(_opened(process.stdin), chain([first], lumps), asked)
         asker.start()
         try:
             yield process, errors
@@ -601,17 +611,19 @@ def _conversation(
 class _Asker(threading.Thread):
     """Writes lines to git, which answers while it still reads: one thread for both would block on full pipes."""
 
-    def __init__(self, stdin: IO[bytes], questions: Iterable[str]) -> None:
+    def __init__(self, stdin: IO[bytes], lumps: Iterable[list[str]], asked: deque[str]) -> None:
         super().__init__(name="git-questions", daemon=True)
         self.failure: BaseException | None = None
         self._stdin = stdin
-        self._questions = questions
+        self._lumps = lumps
+        self._asked = asked
 
     def run(self) -> None:
         try:
             with self._stdin:
-                for question in self._questions:
-                    self._stdin.write(f"{question}\n".encode("ascii"))
+                for lump in self._lumps:
+                    self._asked.extend(lump)
+                    self._stdin.write("".join([f"{blob}\n" for blob in lump]).encode("ascii"))
         except BrokenPipeError:
             pass  # git ended: who reads its answers says why
         except BaseException as failure:  # noqa: BLE001 - raised again in the thread that reads
@@ -665,6 +677,7 @@ def _start(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
+            bufsize=_CHUNK,
             # Its own session: no terminal to ask for a password on, and a group that ends as one.
             start_new_session=True,
         )

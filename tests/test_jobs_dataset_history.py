@@ -355,9 +355,9 @@ def test_a_reader_that_loses_interest_leaves_no_folder_behind(tmp_path, monkeypa
 
 def test_a_commit_of_fifty_thousand_files_in_one_folder_is_read(tmp_path):
     git_dir, tip = imported(tmp_path, commit(put(b"a")))
-    blob = blob_of(git_dir, tip, "a").encode()
-    lines = b"".join(b"100644 blob %b\tf%06d\0" % (blob, number) for number in range(50_000))
-    tree = git(git_dir, "mktree", "--missing", "-z", stdin=lines).decode().strip()
+    blob = bytes.fromhex(blob_of(git_dir, tip, "a"))
+    raw = b"".join(b"100644 f%06d\0%b" % (number, blob) for number in range(50_000))
+    tree = git(git_dir, "hash-object", "-w", "-t", "tree", "--stdin", stdin=raw).decode().strip()
     large = git(git_dir, "commit-tree", "-m", "m", "-p", tip, tree).decode().strip()
     entry, _ = read_history(git_dir, large)
     # The file that was there moved to one of the many like it.

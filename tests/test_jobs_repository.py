@@ -400,9 +400,10 @@ def test_replaced_objects_are_read_as_they_were_made(repo):
 
 
 def test_a_hundred_thousand_files_in_one_folder_are_listed(repo):
-    blob = git(repo, "hash-object", "-w", "--stdin", stdin=b"x")
-    lines = b"".join(b"100644 blob %b\tf%06d\0" % (blob.encode(), number) for number in range(100_000))
-    commit = git(repo, "commit-tree", "-m", "m", git(repo, "mktree", "--missing", "-z", stdin=lines))
+    blob = bytes.fromhex(git(repo, "hash-object", "-w", "--stdin", stdin=b"x"))
+    raw = b"".join(b"100644 f%06d\0%b" % (number, blob) for number in range(100_000))
+    tree = git(repo, "hash-object", "-w", "-t", "tree", "--stdin", stdin=raw)
+    commit = git(repo, "commit-tree", "-m", "m", tree)
     assert sum(1 for _ in list_files(repo / ".git", commit)) == 100_000
 
 

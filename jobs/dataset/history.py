@@ -31,11 +31,11 @@ _LARGEST_FUTURE = 0.5
 #: Digits of the largest time that git can hold.
 _DIGITS = 20
 
-_ID = rb"(?:[0-9a-f]{40}|[0-9a-f]{64})"
-_COMMIT = re.compile(_ID)
-_PARENTS = re.compile(rb"(?:%b(?: %b)*)?" % (_ID, _ID))
+_ID = "(?:[0-9a-f]{40}|[0-9a-f]{64})"
+_COMMIT = re.compile(_ID.encode("ascii"))
+_PARENTS = re.compile(f"(?:{_ID}(?: {_ID})*)?".encode("ascii"))
 #: What `--raw` says before the paths. The first change of a commit has a line feed before it.
-_ABOUT = re.compile(rb"\n?:([0-7]{6}) ([0-7]{6}) (%b) (%b) ([AMDT]|[RC][0-9]{1,3})" % (_ID, _ID))
+_ABOUT = re.compile(rf"\n?:([0-7]{{6}}) ([0-7]{{6}}) ({_ID}) ({_ID}) ([AMDTRC])[0-9]{{0,3}}")
 #: Encodings that a commit may name and that Python reads in linear time.
 _ENCODING = re.compile(
     r"(?:iso[-_]?8859[-_]?\d{1,2}|latin[-_]?1|windows[-_]?125\d|cp\d{3,4}|koi8[-_][rtu]|euc[-_](?:jp|kr)|shift[-_]jis"
@@ -130,12 +130,15 @@ def parse_history(chunks: Iterable[bytes]) -> Iterator[Commit]:
     fields = repository.split_fields(chunks)
     name = next(fields, None)
     while name is not None:
-        parents, when, encoding, message = (_field(fields) for _ in range(4))
-        changes = []
-        following = next(fields, None)
-        while following is not None and following.startswith((b":", b"\n:")):
-            changes.append(_parse_change(following, fields))
+        try:
+            parents, when, encoding, message = next(fields), next(fields), next(fields), next(fields)
+            changes = []
             following = next(fields, None)
+            while following is not None and following.startswith((b":", b"\n:")):
+                changes.append(_parse_change(following, fields))
+                following = next(fields, None)
+        except StopIteration:
+            raise RepositoryError("git ended in the middle of a commit.") from None
         if not _COMMIT.fullmatch(name) or not _PARENTS.fullmatch(parents):
             raise RepositoryError(f"git told of a commit in an unknown shape: {name[:80]!r}.")
         yield Commit(
@@ -149,47 +152,26 @@ def parse_history(chunks: Iterable[bytes]) -> Iterator[Commit]:
         name = following
 
 
-def changes_between(git_dir: Path, before: str, after: str) -> list[Change]:
-    """What is different in the tree of one commit against another's, renames found, in the order of the paths.
+def _parse_change(about: bytes, fields: Iterator[bytes]) -> Change:
+    """A change, whose paths are the next fields.
 
     Raises:
-        RepositoryError: a commit or a tree is missing.
+        StopIteration: there is no path.
     """
-    command = ["diff-tree", "-r", "-z", "--raw", "--no-abbrev", "--find-renames", f"-l{RENAME_LIMIT}"]
-    command += ["--no-rename-empty", before, after, "--"]
-    with contextlib.closing(repository.read_output(git_dir, after, command)) as chunks:
-        fields = repository.split_fields(chunks)
-        return [_parse_change(about, fields) for about in fields]
-
-
-def _field(fields: Iterator[bytes]) -> bytes:
-    field = next(fields, None)
-    if field is None:
-        raise RepositoryError("git ended in the middle of a commit.")
-    return field
-
-
-def _parse_change(about: bytes, fields: Iterator[bytes]) -> Change:
-    match = _ABOUT.fullmatch(about)
+    match = _ABOUT.fullmatch(about.decode("latin-1"))
     if match is None:
         raise RepositoryError(f"git told of a change in an unknown shape: {about[:120]!r}.")
-    mode_before, mode_after, before, after, status = (part.decode("ascii") for part in match.groups())
-    kind = status[0]
-    before_path = path = _field(fields)
+    mode_before, mode, before, after, kind = match.groups()
+    before_path = path = next(fields)
     if kind in "RC":
-        path = _field(fields)
-    if kind == "C":
-        kind, before_path, before = "A", path, ""
+        path = next(fields)
     if not path or not before_path:
         raise RepositoryError("git told of a change without a path.")
-    return Change(
-        kind=kind,
-        path=path,
-        before_path=before_path,
-        before=before if before.strip("0") else None,
-        after=after if after.strip("0") else None,
-        mode=mode_before if kind == "D" else mode_after,
-    )
+    if kind == "D":
+        return Change(kind, path, path, before, None, mode_before)
+    if kind in "AC":
+        return Change("A", path, path, None, after, mode)
+    return Change(kind, path, before_path, before, after, mode)
 
 
 def _decode(raw: bytes, encoding: bytes) -> str:
@@ -197,11 +179,14 @@ def _decode(raw: bytes, encoding: bytes) -> str:
 
     Else the bytes are as they were written: in the encoding that is named, or Latin-1, which fits any bytes.
     """
-    named = encoding.decode("ascii", "replace")
-    for codec in ("utf-8", named if _ENCODING.fullmatch(named) else "utf-8"):
-        with contextlib.suppress(UnicodeDecodeError, LookupError):
-            return raw.decode(codec)
-    return raw.decode("latin-1")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        named = encoding.decode("ascii", "replace")
+        if _ENCODING.fullmatch(named):
+            with contextlib.suppress(UnicodeDecodeError, LookupError):
+                return raw.decode(named)
+        return raw.decode("latin-1")
 
 
 def count_commits(git_dir: Path, tip: str) -> int:
