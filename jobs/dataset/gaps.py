@@ -1,0 +1,112 @@
+"""Fills what packing left empty: pieces of long files, which were cut anyway, are cut again to the size of a gap.
+
+Best fit needs small documents to fill rows with. A repository of middling files has few, and leaves rows of one file
+with a third of them empty. No file that fits a row is touched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
+
+import numpy as np
+
+from jobs.dataset.samples import Sample
+
+#: Tokens of a gap, and of a part's own text, that are worth another document.
+_LEAST_GAP, _LEAST_TEXT = 32, 16
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Rows with their gaps filled."""
+
+    samples: list[Sample]
+    #: For every sample, the index of the one that it is, or is part of, in what was given.
+    origins: list[int]
+    #: Indices into `samples`; no row is longer than before, and some are gone.
+    rows: list[list[int]]
+
+
+def split(sample: Sample, room: int) -> tuple[Sample, Sample] | None:
+    """Two documents of one, the first of at most `room` tokens, both under the same head; None where none fits."""
+    if sample.seams is None:
+        return None
+    fits = (sample.seams[:, 0] <= room) & (sample.seams[:, 0] >= sample.head + _LEAST_TEXT)
+    found = np.flatnonzero(fits)
+    if not len(found):
+        return None
+    seam = int(found[-1])
+    token, byte = (int(place) for place in sample.seams[seam])
+    later = sample.seams[seam + 1 :] - np.array([token - sample.head, 0], np.int32)
+    rest = np.concatenate([sample.ids[: sample.head], sample.ids[token:]])
+    return (
+        replace(sample, ids=sample.ids[:token], stop=byte, seams=sample.seams[:seam]),
+        replace(sample, ids=rest, start=byte, seams=later),
+    )
+
+
+def fill_gaps(samples: Sequence[Sample], rows: Sequence[Sequence[int]], capacity: int) -> Filled:
+    """Fill the gaps of packed rows, the largest first, with parts of the pieces that have a row to themselves.
+
+    Args:
+        samples: of one split.
+        rows: what `jobs.dataset.packing.pack` made of their lengths.
+        capacity: tokens of a row.
+    """
+    return _Filling(samples, rows, capacity).done()
+
+
+class _Filling:
+    """Rows on their way to being full. One piece at a time is used up; what is left of the last one keeps its row."""
+
+    def __init__(self, samples: Sequence[Sample], rows: Sequence[Sequence[int]], capacity: int) -> None:
+        self._samples = list(samples)
+        self._origins = list(range(len(samples)))
+        self._rows = [list(row) for row in rows]
+        self._gaps = [capacity - sum(len(samples[index].ids) for index in row) for row in rows]
+        self._sources = [place for place, gap in enumerate(self._gaps) if gap < _LEAST_GAP and self._can_give(place)]
+
+    def done(self) -> Filled:
+        """The largest gap first, until no piece is left or no gap is worth it."""
+        gaps = [(-gap, place) for place, gap in enumerate(self._gaps) if gap >= _LEAST_GAP]
+        heapify(gaps)
+        while gaps and self._sources:
+            place = heappop(gaps)[1]
+            while self._sources and self._gaps[place] >= _LEAST_GAP:
+                if not self._fill(place):
+                    self._put_aside(gaps)
+        return Filled(self._samples, self._origins, [row for row in self._rows if row])
+
+    def _put_aside(self, gaps: list[tuple[int, int]]) -> None:
+        """Give up the last source, whose lines are too long; what was taken from it has left a gap."""
+        place = self._sources.pop()
+        if self._gaps[place] >= _LEAST_GAP:
+            heappush(gaps, (-self._gaps[place], place))
+
+    def _can_give(self, place: int) -> bool:
+        row = self._rows[place]
+        seams = self._samples[row[0]].seams if len(row) == 1 else None
+        return seams is not None and len(seams) > 0
+
+    def _fill(self, place: int) -> bool:
+        """Put some of the last source into a gap; False where nothing of it fits."""
+        source = self._sources[-1]
+        (index,) = self._rows[source]
+        if len(self._samples[index].ids) <= self._gaps[place]:
+            self._put(place, index)
+            self._rows[source] = []
+            self._sources.pop()
+            return True
+        parts = split(self._samples[index], self._gaps[place])
+        if parts is None:
+            return False
+        self._gaps[source] += len(self._samples[index].ids) - len(parts[1].ids)
+        self._samples[index] = parts[1]
+        self._samples.append(parts[0])
+        self._origins.append(self._origins[index])
+        self._put(place, len(self._samples) - 1)
+        return True
+
+    def _put(self, place: int, index: int) -> None:
+        self._rows[place].append(index)
+        self._gaps[place] -= len(self._samples[index].ids)

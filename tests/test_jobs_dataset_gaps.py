@@ -1,0 +1,80 @@
+"""Gaps are filled with parts of long files; every token stays, and what fits a row is not cut."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.dataset.fim import Mode
+from jobs.dataset.gaps import fill_gaps, split
+from jobs.dataset.packing import pack
+from jobs.dataset.samples import Sample, SampleKind
+
+HEAD = 5
+
+
+def sample(document, size, seams=None):
+    """A document of `size` tokens, each with a number of its own, a line of three tokens and nine bytes."""
+    ids = np.arange(size, dtype=np.uint32) + 10_000 * document
+    ids[:HEAD] = np.arange(HEAD)
+    places = None
+    if seams:
+        tokens = np.arange(HEAD + 3, size, 3, dtype=np.int32)
+        places = np.stack([tokens, (tokens - HEAD) * 3], axis=1)
+    return Sample(ids, Mode.PLAIN, SampleKind.CONTEXT, document, None, 0, (size - HEAD) * 3, seams=places, head=HEAD)
+
+
+def own(found):
+    return found.ids[HEAD:].tolist()
+
+
+def test_a_piece_is_cut_after_a_line_and_both_parts_have_the_head():
+    piece = sample(1, 200, seams=True)
+    first, rest = split(piece, 100)
+    assert 98 <= len(first.ids) <= 100
+    assert first.ids[:HEAD].tolist() == rest.ids[:HEAD].tolist() == list(range(HEAD))
+    assert own(first) + own(rest) == own(piece)
+    assert (first.start, rest.stop) == (0, piece.stop)
+    assert first.stop == rest.start == (len(first.ids) - HEAD) * 3
+
+
+def test_a_part_can_be_cut_again():
+    _, rest = split(sample(1, 200, seams=True), 100)
+    first, last = split(rest, 60)
+    assert first.start == rest.start
+    assert own(first) + own(last) == own(rest)
+    assert first.stop - first.start == (len(first.ids) - HEAD) * 3
+
+
+@pytest.mark.parametrize("room", [0, HEAD, HEAD + 15])
+def test_no_part_is_hardly_more_than_its_head(room):
+    assert split(sample(1, 200, seams=True), room) is None
+
+
+def test_what_has_no_seams_stays_whole():
+    assert split(sample(1, 200), 100) is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(HEAD + 1, 256), st.booleans()), min_size=1, max_size=40))
+def test_every_token_stays_in_a_row_that_holds_it(sizes):
+    samples = [sample(number, size, seams and size > 200) for number, (size, seams) in enumerate(sizes)]
+    rows = pack([len(one.ids) for one in samples], 256)
+    filled = fill_gaps(samples, rows, 256)
+    assert len(filled.rows) <= len(rows)
+    assert all(sum(len(filled.samples[index].ids) for index in row) <= 256 for row in filled.rows)
+    assert sorted(index for row in filled.rows for index in row) == list(range(len(filled.samples)))
+    for number, whole in enumerate(samples):
+        parts = [one for one, origin in zip(filled.samples, filled.origins, strict=True) if origin == number]
+        parts.sort(key=lambda one: one.start)
+        assert [token for part in parts for token in own(part)] == own(whole)
+        assert whole.seams is not None or len(parts) == 1
+
+
+def test_rows_that_best_fit_leaves_a_third_empty_are_filled():
+    samples = [*(sample(number, 170) for number in range(60)), *(sample(60 + n, 254, seams=True) for n in range(60))]
+    rows = pack([len(one.ids) for one in samples], 256)
+    filled = fill_gaps(samples, rows, 256)
+    assert len(filled.rows) < len(rows) - 15
+    used = sum(len(one.ids) for one in filled.samples) / (len(filled.rows) * 256)
+    assert used > 0.98
