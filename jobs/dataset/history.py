@@ -189,6 +189,19 @@ def _decode(raw: bytes, encoding: bytes) -> str:
         return raw.decode("latin-1")
 
 
+def changes_between(git_dir: Path, before: str, after: str) -> list[Change]:
+    """What is different in the tree of one commit against another's, renames found, in the order of the paths.
+
+    Raises:
+        RepositoryError: a commit or a tree is missing.
+    """
+    command = ["diff-tree", "-r", "-z", "--raw", "--no-abbrev", "--find-renames", f"-l{RENAME_LIMIT}"]
+    command += ["--no-rename-empty", before, after, "--"]
+    with contextlib.closing(repository.read_output(git_dir, after, command)) as chunks:
+        fields = repository.split_fields(chunks)
+        return [_parse_change(about, fields) for about in fields]
+
+
 def count_commits(git_dir: Path, tip: str) -> int:
     """How many commits `tip` reaches, itself included.
 
