@@ -31,7 +31,7 @@ SOURCE_REF = "refs/repotune/source"
 #: The refs under which a bundle of a shallow clone carries the commits where its history was cut.
 SHALLOW_REFS = "refs/repotune/shallow/"
 
-#: Seconds that a server gets to list its refs.
+#: Seconds that a server gets to list its refs, and a repository on this machine to name a commit.
 LIST_TIMEOUT = 60.0
 #: Seconds that a whole fetch may take; a stalled https transfer ends earlier (see `_CONFIG`).
 FETCH_TIMEOUT = 3600.0
@@ -195,7 +195,8 @@ def _locate(path: Path) -> tuple[Path, bool]:
     if not path.is_dir():
         raise RepositoryError(f"{path} is not a git repository: it is a file.")
     questions = ("--path-format=absolute", "--git-common-dir", "--is-shallow-repository")
-    done = _run(["-C", str(path), "rev-parse", *questions])
+    # A configuration may include a pipe that nobody fills.
+    done = _run(["-C", str(path), "rev-parse", *questions], timeout=LIST_TIMEOUT)
     if done.returncode:
         raise RepositoryError(f"{path} is not a git repository ({_reason(done.stderr)}).")
     folder, shallow = os.fsdecode(done.stdout).removesuffix("\n").rsplit("\n", 1)
@@ -203,7 +204,8 @@ def _locate(path: Path) -> tuple[Path, bool]:
 
 
 def _commit_of(ref: str | None, *where: str) -> str | None:
-    done = _run([*where, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref or 'HEAD'}^{{commit}}"])
+    question = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref or 'HEAD'}^{{commit}}"]
+    done = _run([*where, *question], timeout=LIST_TIMEOUT)
     commit = done.stdout.decode("ascii", "replace").strip()
     return commit if done.returncode == 0 and _COMMIT.fullmatch(commit) else None
 

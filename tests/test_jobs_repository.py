@@ -376,7 +376,7 @@ def test_a_store_with_very_many_broken_objects_is_refused(repo, monkeypatch):
 @pytest.mark.parametrize("max_bytes", [None, 1 << 20])
 def test_what_goes_wrong_while_asking_is_told_to_the_reader(repo, max_bytes):
     def asking():
-        yield git(repo, "rev-parse", "HEAD:a.py")
+        yield from [git(repo, "rev-parse", "HEAD:a.py")] * 1000
         raise KeyError("asker")
 
     with pytest.raises(KeyError, match="asker"):
@@ -507,6 +507,17 @@ def test_a_partial_clone_does_not_fetch_what_it_lacks(repo, tmp_path, remote):
         assert list(read_blobs(repo / ".git", ["1" * 40], max_bytes)) == [("1" * 40, None)]
     refusal(resolve, str(repo), "1" * 40)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_a_configuration_that_never_ends_is_given_up(repo, monkeypatch):
+    os.mkfifo(repo / ".git" / "pipe")
+    with (repo / ".git" / "config").open("a") as file:
+        file.write("[include]\npath = pipe\n")
+    monkeypatch.setattr(repository, "LIST_TIMEOUT", 0.3)
+    assert "did not answer" in refusal(resolve, str(repo))
+    # What is already pinned needs no configuration.
+    commit = (repo / ".git" / "refs" / "heads" / "main").read_text().strip()
+    assert paths(repo / ".git", commit) == [b"a.py", b"docs/b.md"]
 
 
 def test_a_repository_of_another_user_is_read(repo):
