@@ -74,6 +74,12 @@ def test_an_unknown_value_in_a_hidden_place_is_never_in_the_result():
     assert sum(redacted.counts.values()) == 1
 
 
+def test_a_hidden_place_is_counted_once():
+    redacted = BUILT_IN.redact("postgres://app:Tr0ub4dor@db.internal/x\n")
+    assert redacted.text == f"postgres://app:{PASSWORD}@db.internal/x\n"
+    assert redacted.counts == {"url-password": 1}
+
+
 # The optional scanner
 
 
@@ -96,6 +102,12 @@ def test_a_value_that_the_scanner_found_is_hidden_wherever_it_stands():
     redacted = scanning(finding("qwertyuiop")).redact("a qwertyuiop b qwertyuiop\n")
     assert redacted.text == f"a {KEY} b {KEY}\n"
     assert redacted.counts == {"betterleaks some-api-key": 2}
+
+
+def test_finds_that_overlap_are_hidden_together():
+    redacted = scanning(finding("qwertyuiop me@h")).redact("a qwertyuiop me@host.org b\n")
+    assert redacted.text == f"a {KEY} b\n"
+    assert redacted.counts == {"betterleaks some-api-key": 1}
 
 
 def test_a_short_value_is_hidden_only_where_it_was_found():

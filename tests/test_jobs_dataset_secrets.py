@@ -44,7 +44,9 @@ KEYS = {
 
 
 @pytest.mark.parametrize("rule", KEYS)
-@pytest.mark.parametrize("around", ["{}", "key = '{}'\n", "# see {} there", "curl -H 'X: {}' https://h/"])
+@pytest.mark.parametrize(
+    "around", ["{}", "key = '{}'\n", "# see {} there", "print('a\\n{}')", "curl -H 'X: {}' https://h/"]
+)
 def test_a_key_that_tells_itself_is_found_wherever_it_stands(rule, around):
     text = around.format(KEYS[rule])
     assert (rule, KEYS[rule]) in {(find.rule, text[find.start : find.stop]) for find in find_secrets(text)}
@@ -107,7 +109,9 @@ def test_a_literal_given_to_a_telling_name_is_found(text, value):
         'tokens = tokenizer.encode("text2")',
         "secret: kubernetes-secret-name-v2\n",
         "def token(self, token: Token1, other: int = 3) -> Token1:\n",
+        "self.pad_token_id = config.t2u_pad_token_id\n",
         "https://user:password@host/",
+        "valkey://[[username]:[password]]@localhost",
         "https://{user}:{password}@{host}/",
         "f'https://{user}:%s@host'",
         "http://localhost:8080/a@b",

@@ -172,6 +172,7 @@ _MAX_DATA_LINES = 512
 _MAX_ENCODED_RUN = 1024
 _MIN_LETTERS = 0.25
 _MARKED_LINES = 5
+_TEMPLATE_SIGNS = ("{{", "{%", "<%", "<?php", "<?=")
 _MIN_VISIBLE = 100
 _MIN_VISIBLE_SHARE = 0.2
 
@@ -293,7 +294,9 @@ def _letter_reasons(language: str, text: str) -> Iterator[Reason]:
         yield Reason.ENCODED_DATA
     if _letters(text, raw) < _MIN_LETTERS * len(text):
         yield Reason.FEW_LETTERS
-    if language == "HTML" and _visible(text) < max(_MIN_VISIBLE, _MIN_VISIBLE_SHARE * len(text)):
+    # A template's text comes later, out of a program: it is code.
+    is_page = language == "HTML" and not any(sign in text for sign in _TEMPLATE_SIGNS)
+    if is_page and _visible(text) < max(_MIN_VISIBLE, _MIN_VISIBLE_SHARE * len(text)):
         yield Reason.LITTLE_TEXT
 
 

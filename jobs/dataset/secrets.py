@@ -133,7 +133,7 @@ def _is_no_sample(value: str) -> bool:
     return value.lower() not in _SAMPLES and not _TEMPLATE.search(value) and not _FIELD.fullmatch(value)
 
 
-_FIELD = re.compile(r"\{[^}]*\}|<[^>]*>|\[[^\]]*\]|%\([^)]*\)s|%\w|[$:]\w+|\*+|\.+")
+_FIELD = re.compile(r"\{[^}]*\}|<[^>]*>|\[[^\]]*\]+|%\([^)]*\)s|%\w|[$:]\w+|\*+|\.+")
 
 
 def _is_user_and_password(value: str) -> bool:
@@ -333,10 +333,9 @@ def _judged(name: str, found: re.Match[str]) -> Find | None:
     group = "quoted" if found["quoted"] else "bare"
     value, kind = found[group], Kind.PASSWORD if name in _PASSWORD_NAMES else Kind.KEY
     # A name that goes on, as in password_field, is given words more often than passwords.
-    if kind is Kind.PASSWORD and (not found["tail"] or found["tail"].strip("_-").isdigit()):
-        secret = _is_password(value) and (group == "quoted" or not _VARIABLE.fullmatch(value))
-    else:
-        secret = _is_random(value)
+    named_for_it = not found["tail"] or found["tail"].strip("_-").isdigit()
+    is_secret = _is_password if kind is Kind.PASSWORD and named_for_it else _is_random
+    secret = is_secret(value) and (group == "quoted" or not _VARIABLE.fullmatch(value))
     return Find(*found.span(group), f"{kind}-literal", kind) if secret else None
 
 
