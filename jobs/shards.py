@@ -26,7 +26,10 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 TRAIN = "train"
 HELD_OUT = "held_out"
-SPLITS = (TRAIN, HELD_OUT)
+#: What commits added that are newer than all that is trained on; empty where a history is too short for it.
+FUTURE = "future"
+SPLITS = (TRAIN, HELD_OUT, FUTURE)
+_NO_ROWS = {"rows": 0}
 
 #: Flag: a document starts at this token.
 DOCUMENT_START = 1
@@ -39,7 +42,7 @@ IGNORED = -100
 SHARD_BYTES = 32 << 20
 
 _DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-_FILE = re.compile(r"(?:train|held_out)/[0-9]{5}\.(?:ids|flags)")
+_FILE = re.compile(r"(?:train|held_out|future)/[0-9]{5}\.(?:ids|flags)")
 
 
 class DatasetError(RepotuneError):
@@ -165,6 +168,7 @@ class PackedDataset:
     sequence_length: int
     train: "Rows"
     held_out: "Rows"
+    future: "Rows"
 
 
 class Rows:
@@ -212,7 +216,7 @@ def open_dataset(folder: Path) -> PackedDataset:
     ids = sorted(name for name in manifest["files"] if name.endswith(".ids"))
     splits = [Rows(folder, [name for name in ids if name.startswith(f"{split}/")], length, dtype) for split in SPLITS]
     for split, rows in zip(SPLITS, splits, strict=True):
-        if len(rows) != manifest["splits"][split]["rows"]:
+        if len(rows) != manifest["splits"].get(split, _NO_ROWS)["rows"]:
             raise DatasetError(f"Dataset {folder} lacks rows of its {split} split: build it again.")
     return PackedDataset(manifest, length, *splits)
 
@@ -260,7 +264,8 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
         and all(_FILE.fullmatch(name) and {"bytes", "sha256"} <= set(about) for name, about in files.items())
         and all(name.removesuffix(".ids") + ".flags" in files for name in files if name.endswith(".ids"))
         and isinstance(splits, dict)
-        and all(isinstance(splits.get(split), dict) and "rows" in splits[split] for split in SPLITS)
+        and {TRAIN, HELD_OUT} <= set(splits)
+        and all(isinstance(splits[split], dict) and "rows" in splits[split] for split in SPLITS if split in splits)
         and manifest.get("dtype") in _DTYPES
         and isinstance(manifest.get("sequence_length"), int)
         and manifest["sequence_length"] > 0

@@ -120,6 +120,10 @@ def _readable(globs: tuple[str, ...]) -> tuple[str, ...]:
 Globs = Annotated[tuple[str, ...], AfterValidator(_readable)]
 
 
+#: Share of the training tokens that commits and documentation may be together: code is what they are measured by.
+MOST_BESIDE_CODE = 0.9
+
+
 class DatasetSection(Section):
     """What of the repository is learned, and in which shape."""
 
@@ -130,9 +134,47 @@ class DatasetSection(Section):
     held_out: float = Field(
         0.05, gt=0, lt=0.5, description="Share of files that are never trained on and measure the result."
     )
-    fim_rate: float = Field(0.5, ge=0, le=1, description="Share of samples turned into fill-in-the-middle.")
+    fim_rate: float = Field(0.5, ge=0, le=1, description="Share of code samples turned into fill-in-the-middle.")
     fim_spm_rate: float = Field(0.5, ge=0, le=1, description="Share of those in suffix-prefix-middle order.")
+    fim_syntax_rate: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of those whose middle is a whole piece of syntax, not any run of characters.",
+    )
+    future: float = Field(
+        0.05,
+        ge=0,
+        lt=0.5,
+        description="Share of the newest commits that are never trained on and measure tomorrow's code.",
+    )
+    commit_share: float = Field(0.25, ge=0, le=0.8, description="Share of the training tokens that are commits.")
+    doc_share: float = Field(0.1, ge=0, le=0.8, description="Share of the training tokens that are documentation.")
+    tokens: int | None = Field(
+        None, ge=1000, description="Training tokens at most; null takes all code once and other kinds in proportion."
+    )
+    scanner: Literal["auto", "built-in"] = Field(
+        "auto", description="What finds secrets: betterleaks where it is installed and our rules, or our rules alone."
+    )
+    encoding: Literal["latin-1"] | None = Field(
+        None, description="How to read files that are no UTF-8 and have no byte order mark; null leaves them out."
+    )
+    max_overlap: float = Field(
+        0.5, gt=0, le=1, description="Share of a held-out file's 13-word runs that one training file may hold."
+    )
     seed: int = Field(17, ge=0, lt=2**32, description="Seed of the split and of the fill-in-the-middle cuts.")
+
+    @field_validator("doc_share")
+    @classmethod
+    def _leaves_room_for_code(cls, doc_share: float, info: ValidationInfo) -> float:
+        """Code is what the shares of commits and documentation leave."""
+        commit_share = info.data.get("commit_share", 0.0)
+        if commit_share + doc_share > MOST_BESIDE_CODE:
+            raise ValueError(
+                f"{doc_share:g} beside a commit_share of {commit_share:g} leaves no room for code: "
+                f"the two may be {MOST_BESIDE_CODE:g} together"
+            )
+        return doc_share
 
 
 class OptimizationSection(Section):
@@ -289,6 +331,11 @@ class Source(Section):
 
     repository: str = Field(description="As the person named it: a path or a URL. Shown to people.")
     commit: str = Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$", description="Commit id, resolved by the submitter.")
+    since: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$",
+        description="Commit whose history is left out: the A of a range A..B; null takes the whole history.",
+    )
     bundle: str | None = Field(None, description="Artifact path of the git bundle; null: the worker fetches the URL.")
 
 

@@ -1,4 +1,7 @@
-"""A folder that appears whole or not at all: work is done beside it and renamed in the end."""
+"""A folder that appears whole or not at all: work is done beside it and renamed in the end.
+
+A dataset that is there already is replaced by the new one at that moment, and stays as it is if there is none.
+"""
 
 import contextlib
 import fcntl
@@ -9,17 +12,17 @@ from pathlib import Path
 
 from backends.errors import DISK_FULL
 from jobs.context import OutputExists
-from jobs.shards import DatasetError
+from jobs.shards import MANIFEST, DatasetError
 
 
 @contextlib.contextmanager
 def workplace(output: Path) -> Iterator[Path]:
     """A folder to work in that becomes `output` when the block ends well, and goes away when it does not.
 
-    What a killed run left behind is removed. `output` may be there already if it is empty.
+    What a killed run left behind is removed. `output` may be there already if it is empty or a dataset.
 
     Raises:
-        OutputExists: something is in `output`.
+        OutputExists: something else is in `output`.
         DatasetError: another run works on it now, the disk is full, or the place cannot be written.
     """
     output = output.resolve()
@@ -31,7 +34,7 @@ def workplace(output: Path) -> Iterator[Path]:
             try:
                 _clear(folder)
                 yield folder
-                folder.replace(output)
+                _put_in_place(folder, output)
                 _sync(output.parent)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -41,8 +44,31 @@ def workplace(output: Path) -> Iterator[Path]:
 
 
 def _refuse_occupied(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputExists(f"{output} is not empty: name another folder, or remove it.")
+    if may_be_replaced(output):
+        return
+    raise OutputExists(f"{output} holds something that is no dataset: name another folder, or remove it.")
+
+
+def may_be_replaced(output: Path) -> bool:
+    """True where a dataset may be put: nothing is there, an empty folder, or a dataset."""
+    if not output.exists():
+        return True
+    return output.is_dir() and ((output / MANIFEST).is_file() or not any(output.iterdir()))
+
+
+def _put_in_place(folder: Path, output: Path) -> None:
+    """Rename, the old dataset out of the way first: a folder that is not empty cannot be renamed over."""
+    old = output.with_name(f".{output.name}.replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists() and any(output.iterdir()):
+        output.replace(old)
+    try:
+        folder.replace(output)
+    except OSError:
+        if old.exists():
+            old.replace(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from backends.devices import Device
 from queue_app.commands.options import finish, json_flag, local_flag, print_json, say
 
 if TYPE_CHECKING:
-    from jobs.spec import Config
+    from jobs.spec import Config, Source
 
 _device_flag = click.option(
     "--device",
@@ -76,9 +76,10 @@ def worker(device: str | None, name: str | None, memory_gib: float | None, local
 @click.option(
     "--repo", default=".", metavar="PATH_OR_URL", show_default=True, help="Git repository: a folder or a URL."
 )
-@click.option("--ref", help="Branch, tag or commit to learn. Default: HEAD.")
+@click.option("--ref", help="Branch, tag or commit to learn, or a range A..B of commits. Default: HEAD.")
 @_model_flag
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="New folder for the dataset.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the dataset.")
+@click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Print N samples as the model will see them.")
 @_config_flag
 @_set_flag
 @json_flag
@@ -88,29 +89,29 @@ def dataset(
     ref: str | None,
     model: str | None,
     output: Path,
+    sample: int | None,
     config: Path | None,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Build the dataset of a repository here and now, without a queue.
 
-    Writes shards, stats.json and, last, manifest.json. Ctrl-C leaves nothing behind.
+    Writes shards, samples.parquet, stats.json, report.html and, last, manifest.json. A dataset that is in the folder
+    already stays if nothing has changed and is replaced otherwise, with only what is new worked out again. Ctrl-C
+    leaves the folder as it was.
     """
-    from jobs.context import JobContext, StopRequested
-    from workers.foreground import leave_interrupted, run_in_foreground
+    from jobs.context import StopRequested
+    from workers.foreground import leave_interrupted
 
     configuration = _read_config(config, settings, {"model.name": model})
     _refuse_filled(output)
-
-    def job(context: JobContext) -> dict[str, Any]:
-        return _build(repo, ref, configuration, context)
-
     try:
-        result = run_in_foreground(job, output, to_stderr=as_json)
+        result = _dataset(repo, ref, configuration, output, as_json=as_json)
     except StopRequested:
-        leave_interrupted("Stopped: no dataset was written.")
+        leave_interrupted("Stopped: no dataset was written; the next run goes on from here.")
         return
-    say(f"Dataset in {output}: {_counts(result)}.", as_json=as_json)
+    if sample is not None and not as_json:
+        _print_samples(output, sample)
     if as_json:
         print_json({"dataset": str(output), **result})
 
@@ -187,27 +188,80 @@ def _read_config(file: Path | None, settings: tuple[str, ...], flags: dict[str, 
 
 def _refuse_filled(folder: Path) -> None:
     from jobs.context import OutputExists
+    from jobs.workplace import may_be_replaced
 
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise OutputExists(f"{folder} exists and is not empty: choose another --output, or remove it first.")
+    if not may_be_replaced(folder):
+        raise OutputExists(f"{folder} holds something that is no dataset: choose another --output, or remove it.")
 
 
-def _build(repository: str, ref: str | None, config: "Config", context: Any) -> dict[str, Any]:
-    """Resolve the repository, fetch it where it is a URL, and build."""
+def _dataset(repo: str, ref: str | None, config: "Config", output: Path, *, as_json: bool) -> dict[str, Any]:
+    """Build the dataset, or find that it is there, and say so."""
+    from jobs.context import JobContext
+    from jobs.repository import resolve, shown
+    from jobs.spec import Source
+    from workers.foreground import run_in_foreground
+
+    resolved = resolve(repo, ref)
+    source = Source(repository=shown(repo), commit=resolved.commit, since=resolved.since, bundle=None)
+    fresh = _fresh(output, source, config)
+    if fresh is not None:
+        say(f"Dataset in {output} is up to date: nothing has changed since it was built.", as_json=as_json)
+        return fresh
+
+    def job(context: JobContext) -> dict[str, Any]:
+        return _build(repo, resolved.git_dir, source, config, context)
+
+    result = run_in_foreground(job, output, to_stderr=as_json)
+    say(f"Dataset in {output}: {_counts(result)}.", as_json=as_json)
+    return result
+
+
+def _fresh(output: Path, source: "Source", config: "Config") -> dict[str, Any] | None:
+    """What the command says of a dataset that is there already and is the one asked for; None if it is not."""
+    import json
+
+    from jobs.dataset.identity import identity, is_fresh
+    from jobs.shards import MANIFEST
+
+    if not (output / MANIFEST).is_file():
+        return None
+    from backends.models import tokenizer_folder
+    from jobs.dataset.tokens import tokenizer_key
+
+    key = tokenizer_key(tokenizer_folder(config.model.name, config.model.revision))
+    if not is_fresh(output, identity(source, config.dataset, key)):
+        return None
+    manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+    rows = {f"{split}_{unit}": count for split, counts in manifest["splits"].items() for unit, count in counts.items()}
+    return {"commit": source.commit, "up_to_date": True, **rows}
+
+
+def _build(repository: str, git_dir: Path | None, source: "Source", config: "Config", context: Any) -> dict[str, Any]:
+    """Build from the repository on this machine, or from one fetched for the purpose."""
     import tempfile
 
-    from jobs.repository import fetch_url, resolve, shown
-    from jobs.spec import Source
+    from jobs.repository import fetch_url
     from workers.run import run_dataset
 
-    resolved = resolve(repository, ref)
-    source = Source(repository=shown(repository), commit=resolved.commit, bundle=None)
-    if resolved.git_dir is not None:
-        return run_dataset(resolved.git_dir, source, config, context)
-    with tempfile.TemporaryDirectory(prefix="repotune-") as folder:
-        git_dir = fetch_url(repository, resolved.commit, Path(folder) / "repository.git")
+    if git_dir is not None:
         return run_dataset(git_dir, source, config, context)
+    with tempfile.TemporaryDirectory(prefix="repotune-") as folder:
+        fetched = fetch_url(repository, source.commit, Path(folder) / "repository.git")
+        return run_dataset(fetched, source, config, context)
+
+
+def _print_samples(output: Path, count: int) -> None:
+    import json
+
+    from rich.console import Console
+
+    from jobs.dataset.viewer import print_examples
+
+    print_examples(json.loads((output / "examples.json").read_text(encoding="utf-8")), count, Console())
 
 
 def _counts(result: dict[str, Any]) -> str:
-    return f"{result['train_rows']} rows to train on, {result['held_out_rows']} held out, from {result['files']} files"
+    return (
+        f"{result['train_rows']} rows to train on, {result['held_out_rows']} held out, "
+        f"{result['future_rows']} of newer commits, from {result['files']} files and {result['commits']} commits"
+    )

@@ -43,13 +43,29 @@ def run_assignment(assignment: Assignment, context: JobContext) -> dict[str, Any
 def run_dataset(git_dir: Path, source: Source, config: Config, context: JobContext) -> dict[str, Any]:
     """Build the dataset of a commit with the model's own tokenizer."""
     _prepare_process()
-    from backends.models import load_tokenizer
+    from backends.models import read_tokenizer, tokenizer_folder
     from jobs.dataset.build import build_dataset
+    from jobs.dataset.tokens import tokenizer_key
 
     # A .gguf file is converted here once, which takes most of a minute.
     context.emit(StageStarted(stage="load tokenizer", message=config.model.name))
-    tokenizer = load_tokenizer(config.model.name, config.model.revision)
-    return build_dataset(git_dir, source, config, tokenizer, context)
+    folder = tokenizer_folder(config.model.name, config.model.revision)
+    return build_dataset(
+        git_dir,
+        source,
+        config,
+        read_tokenizer(folder),
+        context,
+        cache_folder=dataset_cache(),
+        tokenizer_key=tokenizer_key(folder),
+    )
+
+
+def dataset_cache() -> Path:
+    """Where this machine keeps what dataset jobs worked out, beside its converted models."""
+    from backends.gguf_cache import cache_folder
+
+    return cache_folder().parent / "datasets"
 
 
 def run_training(

@@ -1,127 +1,150 @@
-"""The dataset job: the files of one commit become packed rows of token ids, split into train and held out.
+"""The dataset job: a commit, and the history behind it, become packed rows of token ids.
 
-    enumerate -> read -> filter -> split -> render -> tokenise -> pack -> write
+    enumerate -> read -> filter -> history -> split -> render -> commits -> pack -> write -> report
 
-The same commit, configuration and tokenizer give the same bytes. The output folder appears whole or not at all.
-Not here yet: commits as samples, redaction of secrets, near copies (`jobs.dataset.split.Unit.keys` is where they join).
+Three splits: what is trained on, whole lineages of files that are held out, and the future: what the newest commits
+added, which training never sees. The same commit, configuration, tokenizer and versions of libraries give the same
+bytes. The output folder appears whole or not at all; a rebuild takes from the cache what it worked out before.
 """
 
-import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jobs import repository
 from jobs.context import JobContext
-from jobs.dataset.files import Drop, Reason, decode, path_filter, shown_path, text_reason
-from jobs.dataset.fim import Layout, Mode, layout_of
-from jobs.dataset.languages import language_of
-from jobs.dataset.packing import pack
-from jobs.dataset.samples import Document, Renderer, Sample
-from jobs.shards import (
-    DOCUMENT_START,
-    HELD_OUT,
-    LABEL,
-    SPLITS,
-    TRAIN,
-    DatasetError,
-    ShardWriter,
-    dtype_name,
-    write_manifest,
-)
-from jobs.spec import Config, DatasetSection, Source
-from jobs.dataset.split import Unit, held_out_names
-from jobs.stages import Stages
+from jobs.dataset import mixing
+from jobs.dataset.cache import Cache
+from jobs.dataset.candidates import History, apart_from, read_candidates
+from jobs.dataset.chronicle import MOST_BYTES, Chronicler, Told
+from jobs.dataset.commits import CommitRenderer
+from jobs.dataset.examples import EXAMPLES, examples
+from jobs.dataset.files import shown_path
+from jobs.dataset.fim import Layout, layout_of
+from jobs.dataset.future import FutureFile, future_files
+from jobs.dataset.history import count_commits, cut_commit
+from jobs.dataset.identity import identity, versions
+from jobs.dataset.mixing import Item, Shares, by_lot, code_limit, commit_items, file_items, until
+from jobs.dataset.overlap import Overlap, OverlapReport
+from jobs.dataset.reading import LEAK_WORDS, Reader
+from jobs.dataset.redaction import Redactor
+from jobs.dataset.remembered import RememberedVocabulary
+from jobs.dataset.report import write_report
+from jobs.dataset.samples import Document, Renderer, SampleKind
+from jobs.dataset.sides import Guard, Sides, divide
+from jobs.dataset.stats import Findings, stats
+from jobs.dataset.stopwatch import Stopwatch
+from jobs.dataset.survey import File, Survey, read_attributes, survey_files, texts
+from jobs.dataset.syntax import SyntaxCutter
 from jobs.dataset.tokens import Vocabulary
+from jobs.dataset.writing import Split, write_samples, write_splits
+from jobs.shards import FUTURE, HELD_OUT, TRAIN, DatasetError, dtype_name, write_manifest
+from jobs.spec import Config, DatasetSection, Source
+from jobs.stages import Stages
 from jobs.workplace import workplace
 
 STATS = "stats.json"
 DROPS = "drops.jsonl"
+TIMING = "timing.json"
 
-#: Bytes of text that are in memory at once, beside the token ids.
-_BATCH_BYTES = 2 << 20
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file that is learned or measured."""
-
-    path: str
-    #: The path's bytes as Latin-1: unlike what is shown, no two files share it.
-    name: str
-    blob: str
-    bytes: int
-    #: Of the text without line ends and trailing blanks: the same for the same text, however it is stored.
-    digest: str
+#: The future split is a measure, not a copy of the repository: it ends at this share of the training tokens, but not
+#: below so many.
+_FUTURE_SHARE, _FUTURE_TOKENS = 0.1, 1 << 17
 
 
-@dataclass(frozen=True)
-class _Survey:
-    """What a commit holds."""
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What every stage needs."""
 
-    files: list[_File]
-    drops: list[Drop]
-
-
-@dataclass(frozen=True)
-class _Split:
-    """One side of the dataset, ready to be written."""
-
-    name: str
-    files: list[_File]
-    samples: list[Sample]
-    #: Indices into `samples`, a list for every row.
-    rows: list[list[int]]
+    git_dir: Path
+    source: Source
+    section: DatasetSection
+    vocabulary: RememberedVocabulary
+    layout: Layout
+    redactor: Redactor
+    reader: Reader
+    cache: Cache
+    stages: Stages
+    #: Training sees what is reachable from here.
+    cut: str
 
     @property
-    def tokens(self) -> int:
-        """Tokens of documents, padding not counted."""
-        return sum(len(sample.ids) for sample in self.samples)
+    def name(self) -> str:
+        """What the repository is called in samples."""
+        return repository_name(self.source.repository)
 
 
-def build_dataset(git_dir: Path, source: Source, config: Config, tokenizer: Any, context: JobContext) -> dict[str, Any]:
+def build_dataset(
+    git_dir: Path,
+    source: Source,
+    config: Config,
+    tokenizer: Any,
+    context: JobContext,
+    *,
+    cache_folder: Path | None = None,
+    tokenizer_key: str = "",
+) -> dict[str, Any]:
     """Build the dataset of `source.commit` into `context.output`.
 
     Args:
         git_dir: repository that holds the commit; its work tree is not looked at.
         source: what the manifest says of the repository.
         config: its dataset section says what is taken and in which shape.
-        tokenizer: a transformers fast tokenizer, the model's own.
+        tokenizer: the model's own, a fast one of transformers or what `backends.models.read_tokenizer` gives.
         context: takes the folder that appears, the events, and whether to stop.
+        cache_folder: where results by content are kept from build to build; None keeps none.
+        tokenizer_key: what identifies the tokenizer's files, so that a next build can tell that nothing has changed.
 
     Returns:
         What the job's record says of the dataset.
 
     Raises:
-        DatasetError: nothing to learn from, too little to split, no room on the disk.
+        DatasetError: nothing to learn from, too little to split, a leak, no room on the disk.
         RepositoryError: the commit cannot be read.
-        OutputExists: the output folder is not empty.
-        StopRequested: asked to stop; nothing was left behind.
+        OutputExists: the output folder holds something else than a dataset.
+        StopRequested: asked to stop; nothing was left behind but the cache.
     """
-    stages = Stages(context)
-    with workplace(context.output) as folder:
-        vocabulary = Vocabulary(tokenizer)
-        layout = layout_of(vocabulary.special)
-        survey = _survey(git_dir, source.commit, config.dataset, stages)
-        sides = _divide(survey, config.dataset, stages)
-        stages.start("render", _told(layout, config.dataset))
-        renderer = Renderer(vocabulary, layout, repository_name(source.repository), config.dataset)
-        samples = {name: _samples(git_dir, name, files, renderer, stages) for name, files in sides.items()}
-        splits = _packed(sides, samples, config.dataset, stages)
-        stages.start("write")
-        files = _write_splits(folder, splits, config.dataset, vocabulary, stages)
-        _write_reports(folder, survey, splits, layout, config.dataset)
-        about = _about(source, git_dir, config.dataset, vocabulary, layout)
-        counts = {split.name: {"rows": len(split.rows), "tokens": split.tokens} for split in splits}
-        write_manifest(folder, {**about, "files": files, "splits": counts})
-        stages.check()
-    return _result(source, git_dir, survey, splits, config.dataset)
+    watch = Stopwatch(context)
+    with workplace(context.output) as folder, Cache(cache_folder) as cache:
+        vocabulary = RememberedVocabulary(Vocabulary(tokenizer), cache)
+        job = _job(git_dir, source, config.dataset, vocabulary=vocabulary, cache=cache, stages=watch.stages)
+        found = _find(job)
+        job.stages.start("write")
+        files = write_splits(folder, found.splits, job.section.sequence_length, vocabulary, job.stages)
+        _write_tables(folder, found, job)
+        manifest = _manifest(job, found, files) | {"identity": identity(source, job.section, tokenizer_key)}
+        job.stages.start("report")
+        _write_report(folder, job, manifest, watch)
+        write_manifest(folder, manifest)
+        job.stages.check()
+    return _result(job, found)
+
+
+def _job(
+    git_dir: Path,
+    source: Source,
+    section: DatasetSection,
+    *,
+    vocabulary: RememberedVocabulary,
+    cache: Cache,
+    stages: Stages,
+) -> _Job:
+    redactor = Redactor(section.scanner)
+    return _Job(
+        git_dir=git_dir,
+        source=source,
+        section=section,
+        vocabulary=vocabulary,
+        layout=layout_of(vocabulary.special),
+        redactor=redactor,
+        reader=Reader(git_dir, section, redactor, cache),
+        cache=cache,
+        stages=stages,
+        cut=cut_commit(git_dir, source.commit, section.future) or source.commit,
+    )
 
 
 def repository_name(repository_: str) -> str:
@@ -131,239 +154,230 @@ def repository_name(repository_: str) -> str:
     return shown_path(name.encode("utf-8", "surrogateescape")) or "repository"
 
 
-def _survey(git_dir: Path, commit: str, section: DatasetSection, stages: Stages) -> _Survey:
-    """Look at every file of the commit, once by name and once by content."""
-    stages.start("enumerate", f"Listing commit {commit[:12]}.")
-    reason_of = path_filter(section)
-    drops: list[Drop] = []
-    candidates = []
-    for entry in repository.list_files(git_dir, commit):
-        stages.check()
-        reason = reason_of(entry)
-        if reason is None:
-            candidates.append(entry)
-        else:
-            drops.append(Drop(path=shown_path(entry.path), blob=entry.blob, bytes=entry.size, reason=reason))
-    stages.start("read", f"Reading {len(candidates)} files.")
-    files: dict[str, _File] = {}
-    contents = repository.read_blobs(git_dir, [entry.blob for entry in candidates])
-    for done, (entry, (_, content)) in enumerate(zip(candidates, contents, strict=True), 1):
-        stages.progress(done, len(candidates), "files")
-        path = shown_path(entry.path)
-        verdict = Reason.DUPLICATE if entry.blob in files else _judge(path, content)
-        if isinstance(verdict, Reason):
-            drops.append(Drop(path=path, blob=entry.blob, bytes=entry.size, reason=verdict))
-        else:
-            files[entry.blob] = _File(path, entry.path.decode("latin-1"), entry.blob, entry.size, verdict)
-    stages.start("filter", f"{len(files)} files are kept, {len(drops)} left out.")
-    return _Survey(list(files.values()), sorted(drops, key=lambda drop: (drop.path, drop.blob)))
-
-
-def _judge(path: str, content: bytes) -> Reason | str:
-    """Why a file is left out, or the digest of its text."""
-    text = decode(content)
-    if isinstance(text, Reason):
-        return text
-    bare = "\n".join(line.rstrip() for line in text.splitlines()).strip()
-    return text_reason(path, text) or hashlib.blake2b(bare.encode(), digest_size=16).hexdigest()
-
-
-def _divide(survey: _Survey, section: DatasetSection, stages: Stages) -> dict[str, list[_File]]:
-    """The files of each split."""
-    stages.start("split")
-    if not survey.files:
-        raise DatasetError(f"The commit has no file to learn from{_why(survey.drops)}: widen dataset.include.")
-    units = [Unit(file.name, file.bytes, (file.digest,)) for file in survey.files]
-    held_out = held_out_names(units, section.held_out, section.seed)
-    sides: dict[str, list[_File]] = {TRAIN: [], HELD_OUT: []}
-    for unit, file in zip(units, survey.files, strict=True):
-        sides[HELD_OUT if unit.name in held_out else TRAIN].append(file)
-    return sides
-
-
-def _why(drops: Sequence[Drop]) -> str:
-    counts = Counter(drop.reason for drop in drops).most_common(4)
-    return f" (left out: {', '.join(f'{count} {reason}' for reason, count in counts)})" if counts else ""
+def _find(job: _Job) -> Findings:
+    """Everything up to packed rows."""
+    survey = survey_files(job.git_dir, job.cut, job.section, job.reader, job.stages)
+    history = read_candidates(job.git_dir, job.cut, job.source.since, job.section, job.stages)
+    job.stages.start("split")
+    sides = divide(survey, history.lineages, job.section)
+    job.stages.start("render", _told(job.layout, job.section))
+    renderer = Renderer(job.vocabulary, job.layout, job.name, job.section)
+    code, docs, held_out = (
+        [survey.files[index] for index in indices] for indices in (sides.code, sides.docs, sides.held_out)
+    )
+    code_items = _render(job, renderer, code, SampleKind.CONTEXT, code_limit(job.section))
+    shares = Shares.of(job.section, mixing.tokens(code_items))
+    doc_items = _render(job, renderer, by_lot(docs, job.section.seed), SampleKind.DOCS, shares.docs)
+    held_items = _held_out(job, renderer, held_out)
+    told, commit_reasons = _commits(job, survey, history, sides, shares.commits)
+    overlap = _overlap(job, survey, sides, told)
+    train = [*code_items, *doc_items, *(item for one in told for item in commit_items(one))]
+    future, added = _future(job, renderer, max(_FUTURE_TOKENS, int(mixing.tokens(train) * _FUTURE_SHARE)))
+    _refuse_empty(train, held_items)
+    job.stages.start("pack")
+    pack = partial(Split.packed, sequence_length=job.section.sequence_length, seed=job.section.seed)
+    splits = (
+        pack(TRAIN, train, files=len(code) + len(docs), size=sum(file.size for file in [*code, *docs])),
+        pack(HELD_OUT, held_items, files=len(held_out), size=sum(file.size for file in held_out)),
+        pack(FUTURE, future, files=len(added), size=sum(file.bytes for file in added)),
+    )
+    return Findings(
+        survey=survey,
+        history=history,
+        sides=sides,
+        splits=splits,
+        overlap=overlap,
+        layout=job.layout,
+        syntax=SyntaxCutter().version,
+        commits_used=len(told),
+        future_commits=_future_commits(job),
+        commit_reasons=commit_reasons,
+        other_redactions=[(one.path, one.redactions) for one in told] + [(one.path, one.redactions) for one in added],
+    )
 
 
 def _told(layout: Layout, section: DatasetSection) -> str:
     if layout.fill is None:
         return "The model's tokenizer has no fill-in-the-middle tokens: every sample is written from left to right."
-    return f"{section.fim_rate:.0%} of the training samples are filled in the middle, in the manner of {layout.name}."
+    return f"{section.fim_rate:.0%} of the code samples are filled in the middle, in the manner of {layout.name}."
 
 
-def _samples(git_dir: Path, split: str, files: list[_File], renderer: Renderer, stages: Stages) -> list[Sample]:
-    """The samples of a split; `Sample.document` is the index into `files`."""
-    stages.start("tokenise", f"Tokenising {len(files)} files ({split.replace('_', ' ')}).")
-    samples: list[Sample] = []
-    done, total = 0, sum(file.bytes for file in files)
-    for first, documents in _batches(git_dir, split, files):
-        stages.check()
-        samples += [Sample(sample.ids, sample.mode, first + sample.document) for sample in renderer.render(documents)]
-        done += sum(file.bytes for file in files[first : first + len(documents)])
-        stages.progress(done, total, "bytes")
-    if not samples:
-        raise DatasetError(f"The {split.replace('_', ' ')} files give no tokens: widen dataset.include.")
-    return samples
+def _render(job: _Job, renderer: Renderer, files: Sequence[File], kind: SampleKind, limit: int | None) -> list[Item]:
+    """Samples of files that are trained on."""
+    chosen = files if limit is None or kind is SampleKind.DOCS else by_lot(files, job.section.seed)
+    if limit == 0:
+        return []
+    return until(_progressing(job, renderer, chosen, kind, held_out=False), limit)
 
 
-def _batches(git_dir: Path, split: str, files: Sequence[_File]) -> Iterator[tuple[int, list[Document]]]:
-    """The index of the first file and the texts of some files, read a second time: all texts may not fit in memory."""
-    batch: list[Document] = []
-    size = 0
-    for index, (_, content) in enumerate(repository.read_blobs(git_dir, [file.blob for file in files])):
-        batch.append(Document(files[index].path, str(decode(content)), held_out=split == HELD_OUT))
-        size += len(content)
-        if size >= _BATCH_BYTES or index == len(files) - 1:
-            yield index - len(batch) + 1, batch
-            batch, size = [], 0
+def _held_out(job: _Job, renderer: Renderer, files: Sequence[File]) -> list[Item]:
+    items: list[Item] = []
+    for kind, documentation in ((SampleKind.CONTEXT, False), (SampleKind.DOCS, True)):
+        part = [file for file in files if file.documentation is documentation]
+        items += until(_progressing(job, renderer, part, kind, held_out=True), None)
+    return items
 
 
-def _packed(
-    sides: dict[str, list[_File]], samples: dict[str, list[Sample]], section: DatasetSection, stages: Stages
-) -> list[_Split]:
-    stages.start("pack")
-    splits = []
-    for name in SPLITS:
-        rows = pack([len(sample.ids) for sample in samples[name]], section.sequence_length)
-        rows.sort(key=lambda row, name=name: _shuffled(section.seed, name, row))  # type: ignore[misc]
-        splits.append(_Split(name, sides[name], samples[name], rows))
-        stages.check()
-    return splits
+def _progressing(
+    job: _Job, renderer: Renderer, files: Sequence[File], kind: SampleKind, *, held_out: bool
+) -> Iterator[list[Item]]:
+    name = "held out" if held_out else str(kind)
+    job.stages.start("tokenise", f"Tokenising {len(files)} files ({name}).")
+    done = 0
+    for batch in file_items(files, kind, renderer, partial(texts, reader=job.reader), held_out=held_out):
+        done += len({item.path for item in batch})
+        job.stages.progress(min(done, len(files)), len(files), "files")
+        yield batch
 
 
-def _shuffled(seed: int, split: str, row: Sequence[int]) -> bytes:
-    """A sort key that is as good as chance: packing leaves the longest documents first."""
-    key = f"{split} {row[0]}".encode()
-    return hashlib.blake2b(key, digest_size=16, key=seed.to_bytes(16, "little"), person=b"rows").digest()
+def _commits(
+    job: _Job, survey: Survey, history: History, sides: Sides, limit: int
+) -> tuple[list[Told], dict[str, int]]:
+    """Commits that are trained on, and why those tried on the way are not."""
+    job.stages.start("commits", f"Choosing among {len(history.candidates)} commits.")
+    section = job.section.model_copy(update={"max_file_bytes": min(MOST_BYTES, job.section.max_file_bytes)})
+    chronicler = Chronicler(
+        reader=Reader(job.git_dir, section, job.redactor, job.cache),
+        redactor=job.redactor,
+        renderer=CommitRenderer(job.vocabulary, job.layout, job.name, section),
+        section=section,
+        cache=job.cache,
+        identity=(job.vocabulary.sha256, job.layout, job.name, job.redactor.version, section.model_dump_json()),
+    )
+    apart = list(apart_from(history.candidates, history.lineages, sides.held_out_lineages))
+    chronicler.reasons["touches a held-out file"] += len(history.candidates) - len(apart)
+    guard = Guard(survey, sides, job.section.max_overlap)
+    chosen: list[Told] = []
+    count = 0
+    for told in chronicler.tell(apart if limit else [], job.stages):
+        job.stages.progress(min(count, limit), limit, "tokens")
+        if count >= limit:
+            break
+        if guard.refuses(told.leak):
+            chronicler.reasons["holds a held-out file's text"] += 1
+            continue
+        chosen.append(told)
+        count += sum(len(sample.ids) for sample in told.samples)
+    chronicler.reasons["not needed for the share of commits"] = (
+        history.eligible - len(chosen) - chronicler.reasons.total()
+    )
+    return chosen, {reason: many for reason, many in chronicler.reasons.items() if many}
 
 
-def _write_splits(
-    folder: Path, splits: Iterable[_Split], section: DatasetSection, vocabulary: Vocabulary, stages: Stages
-) -> dict[str, Any]:
-    files: dict[str, Any] = {}
-    for split in splits:
-        with ShardWriter(folder, split.name, section.sequence_length, dtype_name(vocabulary.size)) as writer:
-            for done, row in enumerate(split.rows, 1):
-                stages.progress(done, len(split.rows), "rows")
-                ids, flags = _row([split.samples[index].ids for index in row], section.sequence_length, vocabulary)
-                writer.append(ids, flags)
-        files |= writer.files
-    return files
+def _overlap(job: _Job, survey: Survey, sides: Sides, told: Sequence[Told]) -> OverlapReport:
+    """What held-out files share with all that is trained on.
+
+    Raises:
+        DatasetError: a training text holds more of a held-out file than is allowed.
+    """
+    overlap = Overlap(words=LEAK_WORDS)
+    for index in [*sides.code, *sides.docs]:
+        overlap.learn(survey.files[index].path, survey.leak[index])
+    for one in told:
+        overlap.learn(f"commit {one.commit.id[:12]}", one.leak)
+    report = overlap.measure((survey.files[index].path, survey.leak[index]) for index in sides.held_out)
+    overlap.refuse(report, job.section.max_overlap)
+    return report
 
 
-def _row(documents: Sequence[Any], length: int, vocabulary: Vocabulary) -> tuple[Any, Any]:
-    """Ids and flags [length] of documents one after the other, then padding as a document that is not learned."""
-    ids = np.full(length, vocabulary.padding, np.int64)
-    flags = np.zeros(length, np.uint8)
-    place = 0
-    for document in documents:
-        ids[place : place + len(document)] = document
-        flags[place : place + len(document)] = LABEL
-        flags[place] = DOCUMENT_START
-        place += len(document)
-    if place < length:
-        flags[place] = DOCUMENT_START
-    return ids, flags
+def _future(job: _Job, renderer: Renderer, limit: int) -> tuple[list[Item], list[FutureFile]]:
+    """What the commits after the cut added, in its context."""
+    if job.cut == job.source.commit:
+        return [], []
+    job.stages.start("future", "Reading what the newest commits added.")
+    attributes = read_attributes(job.git_dir, list(repository.list_files(job.git_dir, job.source.commit)))
+    files, items = [], []
+    count = 0
+    for file in future_files(job.git_dir, (job.cut, job.source.commit), job.section, attributes, job.reader):
+        job.stages.check()
+        if count >= limit:
+            break
+        document = Document(file.path, file.text, held_out=True, kind=SampleKind.CONTEXT, learned=file.added)
+        samples = [one for one in renderer.render([document]) if one.labels is None or one.labels[1:].any()]
+        items += [Item(one, file.path, file.blob, None, None, sum(file.redactions.values())) for one in samples]
+        count += sum(len(one.ids) for one in samples)
+        files.append(file)
+    return items, files
 
 
-def _about(
-    source: Source, git_dir: Path, section: DatasetSection, vocabulary: Vocabulary, layout: Layout
-) -> dict[str, Any]:
-    """The part of the manifest that says what the dataset was made of."""
+def _future_commits(job: _Job) -> int:
+    if job.cut == job.source.commit:
+        return 0
+    return count_commits(job.git_dir, job.source.commit) - count_commits(job.git_dir, job.cut)
+
+
+def _refuse_empty(train: Sequence[Item], held_out: Sequence[Item]) -> None:
+    for name, items in (("training", train), ("held-out", held_out)):
+        if not items:
+            raise DatasetError(f"The {name} files give no tokens: widen dataset.include.")
+
+
+def _write_tables(folder: Path, found: Findings, job: _Job) -> None:
+    write_samples(folder, found.splits)
+    with (folder / DROPS).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(drop)) + "\n" for drop in found.survey.drops)
+    _write_json(folder / STATS, stats(found, job.section.sequence_length))
+    _write_json(folder / EXAMPLES, examples(found.splits, job.vocabulary, job.section.seed))
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_report(folder: Path, job: _Job, manifest: dict[str, Any], watch: Stopwatch) -> None:
+    timing = {**watch.told(), "cached": {"hits": job.cache.hits, "misses": job.cache.misses}}
+    _write_json(folder / TIMING, timing)
+    read = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in (STATS, EXAMPLES)}
+    write_report(folder, manifest=manifest, stats=read[STATS], examples=read[EXAMPLES], timing=timing)
+
+
+def _manifest(job: _Job, found: Findings, files: dict[str, Any]) -> dict[str, Any]:
+    """What the dataset was made of, and of which files it is made."""
+    vocabulary, section = job.vocabulary, job.section
+    counts = {
+        split.name: {"rows": len(split.rows), "tokens": split.tokens, "labels": split.labels} for split in found.splits
+    }
     return {
-        "source": {"repository": repository.shown(source.repository), "shallow": repository.is_shallow(git_dir)},
-        "commit": source.commit,
+        "source": {
+            "repository": repository.shown(job.source.repository),
+            "shallow": repository.is_shallow(job.git_dir),
+            "since": job.source.since,
+        },
+        "commit": job.source.commit,
+        "trained_until": job.cut,
         "config": section.model_dump(mode="json"),
         "tokenizer": {
             "sha256": vocabulary.sha256,
             "vocabulary_size": vocabulary.size,
             "document_end": vocabulary.end,
             "padding": vocabulary.padding,
-            "layout": layout.name,
+            "layout": job.layout.name,
         },
         "dtype": dtype_name(vocabulary.size),
         "sequence_length": section.sequence_length,
-        "versions": {name: metadata.version(name) for name in ("repotune", "tokenizers", "numpy")},
+        "versions": versions() | {"redaction": job.redactor.version, "syntax": SyntaxCutter().version},
+        "files": files,
+        "splits": counts,
     }
 
 
-def _write_reports(
-    folder: Path, survey: _Survey, splits: Sequence[_Split], layout: Layout, section: DatasetSection
-) -> None:
-    with (folder / DROPS).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(drop)) + "\n" for drop in survey.drops)
-    stats = {
-        **_counts(survey),
-        "languages": _languages(splits),
-        "splits": {split.name: _split_stats(split, section.sequence_length) for split in splits},
-        "fill_in_the_middle": {
-            "layout": layout.name,
-            "supported": layout.fill is not None,
-            "held_out": "never: held-out files are written from left to right, so that losses can be compared",
-        },
-    }
-    (folder / STATS).write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
-
-
-def _counts(survey: _Survey) -> dict[str, Any]:
-    """Files and bytes in, kept, and left out by reason."""
-    kept = {"files": len(survey.files), "bytes": sum(file.bytes for file in survey.files)}
-    dropped = {"files": len(survey.drops), "bytes": sum(max(0, drop.bytes) for drop in survey.drops)}
-    reasons = Counter(drop.reason for drop in survey.drops)
+def _result(job: _Job, found: Findings) -> dict[str, Any]:
+    train, held_out, future = found.splits
     return {
-        "in": {name: kept[name] + dropped[name] for name in kept},
-        "kept": kept,
-        "dropped": {**dropped, "reasons": {str(reason): reasons[reason] for reason in sorted(reasons)}},
-    }
-
-
-def _languages(splits: Iterable[_Split]) -> dict[str, dict[str, int]]:
-    """Files, bytes and tokens of every language, the most tokens first."""
-    counts: dict[str, Counter[str]] = {}
-    for split in splits:
-        for file in split.files:
-            counts.setdefault(language_of(file.path), Counter()).update(files=1, bytes=file.bytes)
-        for sample in split.samples:
-            counts[language_of(split.files[sample.document].path)]["tokens"] += len(sample.ids)
-    order = sorted(counts, key=lambda language: (-counts[language]["tokens"], language))
-    return {language: dict(counts[language]) for language in order}
-
-
-def _split_stats(split: _Split, sequence_length: int) -> dict[str, Any]:
-    modes = Counter(sample.mode for sample in split.samples)
-    return {
-        "files": len(split.files),
-        "bytes": sum(file.bytes for file in split.files),
-        "samples": len(split.samples),
-        "tokens": split.tokens,
-        "rows": len(split.rows),
-        "packing": round(split.tokens / (len(split.rows) * sequence_length), 6),
-        "modes": {str(mode): modes[mode] for mode in Mode},
-        "lengths": _histogram(split.samples),
-    }
-
-
-def _histogram(samples: Iterable[Sample]) -> dict[str, int]:
-    """Samples by length; a key is the largest length that it counts, a power of two."""
-    counts = Counter(max(0, len(sample.ids) - 1).bit_length() for sample in samples)
-    return {str(1 << power): counts[power] for power in sorted(counts)}
-
-
-def _result(
-    source: Source, git_dir: Path, survey: _Survey, splits: Sequence[_Split], section: DatasetSection
-) -> dict[str, Any]:
-    train, held_out = splits
-    return {
-        "commit": source.commit,
-        "files": len(survey.files),
-        "dropped_files": len(survey.drops),
-        "samples": sum(len(split.samples) for split in splits),
+        "commit": job.source.commit,
+        "trained_until": job.cut,
+        "files": len(found.survey.files),
+        "dropped_files": len(found.survey.drops),
+        "commits": found.commits_used,
+        "samples": sum(len(split.items) for split in found.splits),
         "train_tokens": train.tokens,
         "held_out_tokens": held_out.tokens,
+        "future_tokens": future.tokens,
         "train_rows": len(train.rows),
         "held_out_rows": len(held_out.rows),
-        "sequence_length": section.sequence_length,
-        "fim": any(sample.mode is not Mode.PLAIN for sample in train.samples),
-        "shallow": repository.is_shallow(git_dir),
+        "future_rows": len(future.rows),
+        "redactions": sum(item.redactions for item in train.items),
+        "sequence_length": job.section.sequence_length,
+        "fim": any(item.sample.kind is SampleKind.FILL for item in train.items),
+        "shallow": repository.is_shallow(job.git_dir),
     }

@@ -1,0 +1,113 @@
+"""Chooses what is trained on: all code, and as much of documentation and commits as their shares allow.
+
+Shares are reached by leaving out, never by repeating: nothing is written twice.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from jobs.dataset.candidates import lot
+from jobs.dataset.chronicle import Told
+from jobs.dataset.samples import Document, Renderer, Sample, SampleKind
+from jobs.dataset.survey import File
+from jobs.spec import DatasetSection
+
+#: Bytes of text that are in memory at once, beside the token ids.
+_BATCH_BYTES = 2 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A sample and where it is from."""
+
+    sample: Sample
+    path: str
+    blob: str | None
+    commit: str | None
+    licence: str | None
+    redactions: int
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Tokens of each kind in training."""
+
+    code: int | None
+    docs: int
+    commits: int
+
+    @classmethod
+    def of(cls, section: DatasetSection, code_tokens: int) -> "Shares":
+        """What documentation and commits may take beside so much code."""
+        total = code_tokens / (1 - section.commit_share - section.doc_share)
+        return cls(None, int(total * section.doc_share), int(total * section.commit_share))
+
+
+def code_limit(section: DatasetSection) -> int | None:
+    """Tokens of code at most; None takes all."""
+    if section.tokens is None:
+        return None
+    return int(section.tokens * (1 - section.commit_share - section.doc_share))
+
+
+def by_lot(files: Sequence[File], seed: int) -> list[File]:
+    """Files in an order that hangs on their names alone."""
+    return sorted(files, key=lambda file: (lot(seed, file.name), file.name))
+
+
+def file_items(
+    files: Sequence[File],
+    kind: SampleKind,
+    renderer: Renderer,
+    texts: Callable[[Sequence[File]], Iterator[str]],
+    *,
+    held_out: bool,
+) -> Iterator[list[Item]]:
+    """The samples of files, some at a time: a list for every batch that is in memory at once."""
+    for batch in _batches(files):
+        documents = [
+            Document(file.path, text, held_out=held_out, kind=kind)
+            for file, text in zip(batch, texts(batch), strict=True)
+        ]
+        yield [_item(batch[sample.document], sample) for sample in renderer.render(documents)]
+
+
+def _item(file: File, sample: Sample) -> Item:
+    return Item(sample, file.path, file.blob, None, file.licence, sum(file.redactions.values()))
+
+
+def _batches(files: Sequence[File]) -> Iterator[list[File]]:
+    batch: list[File] = []
+    size = 0
+    for file in files:
+        batch.append(file)
+        size += file.size
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def tokens(items: Iterable[Item]) -> int:
+    """Tokens of all of them."""
+    return sum(len(item.sample.ids) for item in items)
+
+
+def until(batches: Iterable[list[Item]], limit: int | None) -> list[Item]:
+    """The items of the first batches that together reach `limit` tokens, of the last batch no more than it takes."""
+    chosen: list[Item] = []
+    count = 0
+    for batch in batches:
+        for item in batch:
+            if limit is not None and count >= limit:
+                return chosen
+            chosen.append(item)
+            count += len(item.sample.ids)
+    return chosen
+
+
+def commit_items(told: Told) -> list[Item]:
+    """The samples of a commit."""
+    redactions = sum(told.redactions.values())
+    return [Item(sample, told.path, None, told.commit.id, None, redactions) for sample in told.samples]

@@ -1,0 +1,95 @@
+"""Divides what a commit holds into what is trained on and what is held out, so that neither knows the other."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.dataset.history import Lineages
+from jobs.dataset.nearness import clusters, contained
+from jobs.dataset.split import Unit, held_out_names
+from jobs.dataset.survey import File, Survey, reasons
+from jobs.shards import DatasetError
+from jobs.spec import DatasetSection
+
+#: Runs of words that more files than this, and more than this share of them, have in common say nothing of a copy.
+COMMON_FILES, COMMON_SHARE = 10, 0.01
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Indices into a survey's files."""
+
+    code: list[int]
+    docs: list[int]
+    held_out: list[int]
+    #: Lineages that no training sample may touch.
+    held_out_lineages: frozenset[bytes]
+    #: Groups of near copies, and the files in them.
+    groups: int
+    near_copies: int
+
+
+def divide(survey: Survey, lineages: Lineages, section: DatasetSection) -> Sides:
+    """Hold out whole groups: files of one lineage, near copies of each other, or largely one within the other.
+
+    Raises:
+        DatasetError: there is nothing to learn from, or too little to divide.
+    """
+    if not survey.files:
+        raise DatasetError(f"The commit has no file to learn from{_why(survey)}: widen dataset.include.")
+    keys: list[list[str]] = [[f"text {file.digest}", f"lineage {_lineage(file, lineages)}"] for file in survey.files]
+    groups = clusters(survey.near)
+    for number, group in enumerate(groups):
+        for index in group:
+            keys[index].append(f"near {number}")
+    for one, other, _ in contained(survey.leak, section.max_overlap):
+        keys[one].append(f"within {one} {other}")
+        keys[other].append(f"within {one} {other}")
+    units = [Unit(file.name, file.size, tuple(own)) for file, own in zip(survey.files, keys, strict=True)]
+    names = held_out_names(units, section.held_out, section.seed)
+    code: list[int] = []
+    docs: list[int] = []
+    held_out: list[int] = []
+    for index, file in enumerate(survey.files):
+        (held_out if file.name in names else docs if file.documentation else code).append(index)
+    if not code:
+        code, docs = docs, []  # a repository of prose: its prose is what is learned
+    lineages_out = frozenset(lineages.of(survey.files[index].raw) for index in held_out)
+    return Sides(code, docs, held_out, lineages_out, len(groups), sum(map(len, groups)))
+
+
+def _lineage(file: File, lineages: Lineages) -> str:
+    return lineages.of(file.raw).decode("latin-1")
+
+
+def _why(survey: Survey) -> str:
+    counts = Counter(reasons(survey.drops)).most_common(4)
+    return f" (left out: {', '.join(f'{count} {reason}' for reason, count in counts)})" if counts else ""
+
+
+class Guard:
+    """Tells whether a text would give away a held-out file."""
+
+    def __init__(self, survey: Survey, sides: Sides, limit: float) -> None:
+        held = [survey.leak[index] for index in sides.held_out]
+        common = common_runs(survey.leak)
+        telling = [one[~np.isin(one, common)] for one in held]
+        self._limit = limit
+        self._sizes = np.array([max(1, len(one)) for one in telling])
+        self._runs = np.concatenate([np.zeros(0, np.uint64), *telling])
+        self._files = np.repeat(np.arange(len(telling)), [len(one) for one in telling])
+
+    def refuses(self, leak: NDArray[np.uint64]) -> bool:
+        """Whether more than the limit of a held-out file's runs of words are in a text with the runs `leak`."""
+        found = np.isin(self._runs, leak)
+        shares = np.bincount(self._files[found], minlength=len(self._sizes)) / self._sizes
+        return bool((shares > self._limit).any())
+
+
+def common_runs(sets: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """Runs of words that many files have in common: licences and other boilerplate."""
+    runs, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *sets]), return_counts=True)
+    return runs[counts > max(COMMON_FILES, COMMON_SHARE * len(sets))]

@@ -1,0 +1,154 @@
+"""Looks at every file of a commit, once by its name and once by its text, and says of each whether it is learned."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs import repository
+from jobs.dataset.attributes import Attributes
+from jobs.dataset.files import Drop, Reason, is_documentation, path_filter, shown_path
+from jobs.dataset.licences import is_licence_file, licence_of
+from jobs.dataset.reading import Reader, Text
+from jobs.repository import TreeEntry
+from jobs.spec import DatasetSection
+from jobs.stages import Stages
+
+#: Bytes of candidate files up to which every shingle of theirs is held in memory; beyond, one in `_THIN`.
+_ALL_SHINGLES = 64 << 20
+_THIN = 16
+_ATTRIBUTES = b".gitattributes"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that is learned or measured."""
+
+    path: str
+    #: The path's bytes as Latin-1: unlike what is shown, no two files share it.
+    name: str
+    blob: str
+    #: Bytes.
+    size: int
+    #: Of the text without line ends and trailing blanks: the same for the same text, however it is stored.
+    digest: str
+    documentation: bool
+    licence: str | None
+    redactions: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def raw(self) -> bytes:
+        """The path as git stores it."""
+        return self.name.encode("latin-1")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a commit holds."""
+
+    files: list[File]
+    drops: list[Drop]
+    #: Of each file, hashes of its runs of words (`jobs.dataset.reading`); thinned where there are very many.
+    near: list[NDArray[np.uint64]]
+    leak: list[NDArray[np.uint64]]
+    #: Path and SPDX identifier, or None where its text is of no licence that we know, of every licence file.
+    licences: list[tuple[str, str | None]]
+
+
+def survey_files(git_dir: Path, commit: str, section: DatasetSection, reader: Reader, stages: Stages) -> Survey:
+    """Survey the tree of `commit`.
+
+    Raises:
+        RepositoryError: the commit cannot be listed.
+    """
+    stages.start("enumerate", f"Listing commit {commit[:12]}.")
+    entries = list(repository.list_files(git_dir, commit))
+    attributes = read_attributes(git_dir, entries)
+    candidates, drops = _by_name(entries, section, attributes, stages)
+    stages.start("read", f"Reading {len(candidates)} files.")
+    survey = Survey([], drops, [], [], [])
+    thin = sum(entry.size for entry in candidates) > _ALL_SHINGLES
+    texts = reader.read([(shown_path(entry.path), entry.blob) for entry in candidates])
+    seen: set[str] = set()
+    for done, (entry, text) in enumerate(zip(candidates, texts, strict=True), 1):
+        stages.progress(done, len(candidates), "files")
+        verdict = Reason.DUPLICATE if isinstance(text, Text) and entry.blob in seen else text
+        seen.add(entry.blob)
+        _take(survey, entry, verdict, attributes, thin=thin)
+    survey.drops.sort(key=lambda drop: (drop.path, drop.blob))
+    stages.start("filter", f"{len(survey.files)} files are kept, {len(survey.drops)} left out.")
+    return survey
+
+
+def read_attributes(git_dir: Path, entries: Sequence[TreeEntry]) -> Attributes:
+    """The attributes that a tree's own files give, read as data."""
+    files = [
+        entry for entry in entries if entry.path.rpartition(b"/")[2] == _ATTRIBUTES and entry.mode.startswith("100")
+    ]
+    contents = repository.read_blobs(git_dir, [entry.blob for entry in files], 1 << 20)
+    return Attributes.parse(
+        [(entry.path.rpartition(b"/")[0], content or b"") for entry, (_, content) in zip(files, contents, strict=True)]
+    )
+
+
+def _by_name(
+    entries: Sequence[TreeEntry], section: DatasetSection, attributes: Attributes, stages: Stages
+) -> tuple[list[TreeEntry], list[Drop]]:
+    """The entries whose text is worth reading, and the others with their reasons."""
+    reason_of = path_filter(section)
+    drops: list[Drop] = []
+    candidates = []
+    for entry in entries:
+        stages.check()
+        reason = reason_of(entry) or attributes.flag(entry.path)
+        if reason is None:
+            candidates.append(entry)
+        else:
+            drops.append(Drop(path=shown_path(entry.path), blob=entry.blob, bytes=entry.size, reason=reason))
+    return candidates, drops
+
+
+def _take(survey: Survey, entry: TreeEntry, verdict: Text | Reason, attributes: Attributes, *, thin: bool) -> None:
+    path = shown_path(entry.path)
+    if isinstance(verdict, Reason):
+        survey.drops.append(Drop(path=path, blob=entry.blob, bytes=entry.size, reason=verdict))
+        return
+    if is_licence_file(path):
+        survey.licences.append((path, licence_of(verdict.text)))
+    survey.files.append(
+        File(
+            path=path,
+            name=entry.path.decode("latin-1"),
+            blob=entry.blob,
+            size=entry.size,
+            digest=verdict.digest,
+            documentation=attributes.is_documentation(entry.path) or is_documentation(path),
+            licence=verdict.licence,
+            redactions=dict(verdict.redactions),
+        )
+    )
+    survey.near.append(_thinned(verdict.near, thin=thin))
+    survey.leak.append(_thinned(verdict.leak, thin=thin))
+
+
+def _thinned(hashes: NDArray[np.uint64], *, thin: bool) -> NDArray[np.uint64]:
+    """All hashes, or the one in `_THIN` that any text would keep: shares of two texts stay comparable."""
+    return np.array(hashes[hashes % np.uint64(_THIN) == 0]) if thin else hashes
+
+
+def texts(files: Sequence[File], reader: Reader) -> Iterator[str]:
+    """The texts of files that a survey kept, read a second time: all of them may not fit in memory."""
+    for verdict in reader.read([(file.path, file.blob) for file in files]):
+        assert isinstance(verdict, Text)  # noqa: S101 - the survey read the same blob by the same rules
+        yield verdict.text
+
+
+def reasons(drops: Sequence[Any]) -> dict[str, int]:
+    """How many were left out, by reason."""
+    counts: dict[str, int] = {}
+    for drop in drops:
+        counts[str(drop.reason)] = counts.get(str(drop.reason), 0) + 1
+    return dict(sorted(counts.items()))

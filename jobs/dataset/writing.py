@@ -1,0 +1,145 @@
+"""Writes the splits of a dataset: packed rows, and a table that says what lies where in them."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.dataset.mixing import Item
+from jobs.dataset.packing import pack
+from jobs.dataset.tokens import Vocabulary
+from jobs.shards import DOCUMENT_START, LABEL, ShardWriter, dtype_name
+from jobs.stages import Stages
+
+SAMPLES = "samples.parquet"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One side of the dataset, ready to be written."""
+
+    name: str
+    #: Files that it was made of, and their bytes.
+    files: int
+    bytes: int
+    items: list[Item]
+    #: Indices into `items`, a list for every row.
+    rows: list[list[int]]
+
+    @classmethod
+    def packed(cls, name: str, items: list[Item], *, files: int, size: int, sequence_length: int, seed: int) -> "Split":
+        """Pack items into rows; the rows are in an order as good as chance, as packing leaves long documents first."""
+        rows = pack([len(item.sample.ids) for item in items], sequence_length)
+        rows.sort(key=lambda row: _shuffled(seed, name, row))
+        return cls(name, files, size, items, rows)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of documents, padding not counted."""
+        return sum(len(item.sample.ids) for item in self.items)
+
+    @property
+    def labels(self) -> int:
+        """Tokens that are learned or measured."""
+        return sum(label_count(item) for item in self.items)
+
+
+def label_count(item: Item) -> int:
+    """Tokens of a sample that are learned or measured; the first of a document never is."""
+    labels = item.sample.labels
+    return len(item.sample.ids) - 1 if labels is None else int(labels[1:].sum())
+
+
+def _shuffled(seed: int, split: str, row: Sequence[int]) -> bytes:
+    key = f"{split} {row[0]}".encode()
+    return hashlib.blake2b(key, digest_size=16, key=seed.to_bytes(16, "little"), person=b"rows").digest()
+
+
+def write_splits(
+    folder: Path, splits: Sequence[Split], sequence_length: int, vocabulary: Vocabulary, stages: Stages
+) -> dict[str, Any]:
+    """Write the shards; their sizes and hashes, by name."""
+    files: dict[str, Any] = {}
+    for split in splits:
+        with ShardWriter(folder, split.name, sequence_length, dtype_name(vocabulary.size)) as writer:
+            for done, row in enumerate(split.rows, 1):
+                stages.progress(done, len(split.rows), "rows")
+                writer.append(*_row([split.items[index] for index in row], sequence_length, vocabulary))
+        files |= writer.files
+    return files
+
+
+def _row(items: Sequence[Item], length: int, vocabulary: Vocabulary) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """One row: documents side by side, then padding as a document of its own without labels."""
+    ids = np.full(length, vocabulary.padding, np.int64)
+    flags = np.zeros(length, np.uint8)
+    place = 0
+    for item in items:
+        sample, stop = item.sample, place + len(item.sample.ids)
+        ids[place:stop] = sample.ids
+        flags[place:stop] = LABEL if sample.labels is None else np.where(sample.labels, LABEL, 0)
+        flags[place] = DOCUMENT_START
+        place = stop
+    if place < length:
+        flags[place] = DOCUMENT_START
+    return ids, flags
+
+
+def write_samples(folder: Path, splits: Sequence[Split]) -> None:
+    """Write `samples.parquet`: a line for every sample, with its row and place."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from pyarrow import parquet  # type: ignore[import-untyped]
+
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
+    for split in splits:
+        for row, indices in enumerate(split.rows):
+            place = 0
+            for index in indices:
+                item = split.items[index]
+                for name, value in _line(split.name, item, row, place).items():
+                    columns[name].append(value)
+                place += len(item.sample.ids)
+    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _SCHEMA.items()])
+    parquet.write_table(pa.table(columns, schema=schema), folder / SAMPLES, compression="zstd")
+
+
+_SCHEMA = {
+    "split": "string",
+    "kind": "string",
+    "mode": "string",
+    "path": "string",
+    "commit": "string",
+    "blob": "string",
+    "start": "int64",
+    "stop": "int64",
+    "tokens": "int32",
+    "labels": "int32",
+    "licence": "string",
+    "redactions": "int32",
+    "row": "int32",
+    "place": "int32",
+}
+
+
+def _line(split: str, item: Item, row: int, place: int) -> dict[str, Any]:
+    sample = item.sample
+    return {
+        "split": split,
+        "kind": str(sample.kind),
+        "mode": str(sample.mode),
+        "path": item.path,
+        "commit": item.commit,
+        "blob": item.blob,
+        "start": sample.start,
+        "stop": sample.stop,
+        "tokens": len(sample.ids),
+        "labels": label_count(item),
+        "licence": item.licence,
+        "redactions": item.redactions,
+        "row": row,
+        "place": place,
+    }

@@ -1,0 +1,90 @@
+"""What was worked out is found again, and a cache that is lost, damaged or full costs nothing but time."""
+
+import sqlite3
+
+import numpy as np
+import pytest
+
+from jobs.dataset.cache import Cache, Entry, key
+
+
+def entry(number=1):
+    return Entry({"number": number}, {"ids": np.arange(number, dtype=np.uint32), "labels": np.ones(2, np.uint8)})
+
+
+def test_an_entry_is_found_by_the_next_build_with_its_facts_and_arrays(tmp_path):
+    with Cache(tmp_path) as cache:
+        cache.put(key("stage", 1), entry(5))
+    with Cache(tmp_path) as cache:
+        found = cache.get(key("stage", 1))
+        assert found.facts == {"number": 5}
+        assert found.arrays["ids"].tolist() == [0, 1, 2, 3, 4]
+        assert found.arrays["ids"].dtype == np.uint32
+        assert (cache.hits, cache.misses) == (1, 0)
+
+
+def test_an_entry_is_found_before_it_was_written(tmp_path):
+    with Cache(tmp_path) as cache:
+        cache.put(key("stage"), entry(3))
+        assert cache.get(key("stage")).facts == {"number": 3}
+
+
+def test_keys_tell_parts_apart_wherever_they_are_cut():
+    keys = [key("s", "ab", "c"), key("s", "a", "bc"), key("s", "abc"), key("t", "ab", "c"), key("s", b"ab", "d")]
+    assert len(set(keys)) == len(keys)
+
+
+def test_without_a_folder_nothing_is_kept_and_nothing_fails():
+    with Cache(None) as cache:
+        cache.put(key("stage"), entry())
+        assert cache.get(key("stage")) is None
+
+
+def test_a_damaged_file_is_made_anew(tmp_path):
+    with Cache(tmp_path) as cache:
+        cache.put(key("stage"), entry())
+    file = next(tmp_path.glob("*.sqlite"))
+    file.write_bytes(b"not a database at all" * 100)
+    with Cache(tmp_path) as cache:
+        assert cache.get(key("stage")) is None
+        cache.put(key("stage"), entry(4))
+    with Cache(tmp_path) as cache:
+        assert cache.get(key("stage")).facts == {"number": 4}
+
+
+def test_a_damaged_entry_is_as_good_as_none(tmp_path):
+    with Cache(tmp_path) as cache:
+        cache.put(key("stage"), entry())
+    with sqlite3.connect(next(tmp_path.glob("*.sqlite"))) as connection:
+        connection.execute("UPDATE entries SET value = ?", (b"rubbish",))
+    connection.close()
+    with Cache(tmp_path) as cache:
+        assert cache.get(key("stage")) is None
+
+
+def test_a_folder_that_cannot_be_made_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with Cache(tmp_path / "file" / "below") as cache:
+        cache.put(key("stage"), entry())
+        assert cache.get(key("stage")) == entry() or cache.get(key("stage")) is None
+
+
+@pytest.mark.parametrize("limit", [1, 1 << 30])
+def test_what_was_not_used_for_longest_makes_room(tmp_path, limit):
+    with Cache(tmp_path) as cache:
+        cache.put(key("old"), entry(20_000))
+    with sqlite3.connect(next(tmp_path.glob("*.sqlite"))) as connection:
+        connection.execute("UPDATE entries SET day = 1")
+    connection.close()
+    with Cache(tmp_path, limit_bytes=limit) as cache:
+        cache.put(key("new"), entry())
+    with Cache(tmp_path) as cache:
+        assert (cache.get(key("old")) is None) is (limit == 1)
+
+
+def test_two_builds_share_the_file(tmp_path):
+    with Cache(tmp_path) as one, Cache(tmp_path) as other:
+        one.put(key("one"), entry(1))
+        one.close()
+        other.put(key("other"), entry(2))
+        assert other.get(key("one")).facts == {"number": 1}

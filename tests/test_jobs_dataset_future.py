@@ -1,0 +1,44 @@
+"""Only lines that the newest commits added are measured."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.dataset import future
+from jobs.dataset.future import added_spans
+
+LINES = st.lists(st.sampled_from(["a\n", "b\n", "c\n", "d\r\n", "\n", "  \n", "e"]), max_size=12).map("".join)
+
+
+def texts(before, after):
+    return [after[start:stop] for start, stop in added_spans(before, after)]
+
+
+def test_a_new_file_is_new_from_end_to_end():
+    assert texts("", "one\ntwo\n") == ["one\ntwo\n"]
+
+
+def test_a_line_between_others_is_new_alone():
+    assert texts("one\nthree\n", "one\ntwo\nthree\n") == ["two\n"]
+
+
+def test_what_was_deleted_or_moved_by_blank_lines_adds_nothing():
+    assert texts("one\ntwo\n", "one\n\n\n") == []
+
+
+@given(LINES, LINES)
+def test_spans_are_whole_lines_in_order_and_the_rest_was_there_before(before, after):
+    spans = added_spans(before, after)
+    ends = [0]
+    for line in after.splitlines(keepends=True):
+        ends.append(ends[-1] + len(line))
+    assert all(start in ends and stop in ends and start < stop for start, stop in spans)
+    assert list(spans) == sorted(spans)
+    kept = "".join(letter for at, letter in enumerate(after) if not any(start <= at < stop for start, stop in spans))
+    old = [line for line in before.splitlines() if line.strip()]
+    for line in (line for line in kept.splitlines() if line.strip()):
+        assert line in old
+
+
+def test_a_very_long_file_is_compared_line_by_line(monkeypatch):
+    monkeypatch.setattr(future, "_MOST_LINES", 4)
+    assert texts("one\ntwo\nthree\n", "three\nnew\none\n") == ["new\n"]

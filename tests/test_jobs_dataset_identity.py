@@ -1,0 +1,41 @@
+"""A build is left out only where it would give the same bytes."""
+
+import json
+
+from jobs.dataset.identity import identity, is_fresh
+from jobs.spec import DatasetSection, Source
+
+SOURCE = Source(repository="/code", commit="a" * 40)
+
+
+def folder_with(folder, identity_, size=3):
+    (folder / "train").mkdir()
+    (folder / "train" / "00000.ids").write_bytes(b"abc")
+    files = {"train/00000.ids": {"bytes": size, "sha256": "0"}}
+    (folder / "manifest.json").write_text(json.dumps({"identity": identity_, "files": files}))
+    return folder
+
+
+def test_everything_that_bytes_hang_on_is_in_the_identity():
+    section = DatasetSection()
+    others = [
+        identity(SOURCE, section, "key"),
+        identity(SOURCE, section, "another key"),
+        identity(SOURCE.model_copy(update={"commit": "b" * 40}), section, "key"),
+        identity(SOURCE.model_copy(update={"since": "b" * 40}), section, "key"),
+        identity(SOURCE, section.model_copy(update={"seed": 18}), "key"),
+    ]
+    assert len(set(others)) == len(others)
+    assert identity(SOURCE, section, "key") == others[0]
+
+
+def test_a_dataset_of_that_identity_is_fresh(tmp_path):
+    assert is_fresh(folder_with(tmp_path, "same"), "same")
+
+
+def test_another_identity_a_cut_file_or_no_dataset_is_not(tmp_path):
+    assert not is_fresh(tmp_path, "same")
+    folder = folder_with(tmp_path, "same", size=4)
+    assert not is_fresh(folder, "same")
+    (folder / "manifest.json").write_text("[]")
+    assert not is_fresh(folder, "same")
