@@ -97,7 +97,7 @@ def test_the_pairs_that_are_looked_at_grow_with_the_texts_only(count):
     headers = [hashes(60) for _ in range(10)]
     sets = [mixed(headers[number % 10], hashes(100)) for number in range(count)]
     sketches, _, sums = nearness._sketches(sets)
-    assert count < len(nearness._linked(sketches, sums)) <= 128 * count
+    assert count < len(nearness._linked(sketches, sums)) <= 64 * count
 
 
 def test_a_text_inside_another_is_found_with_its_share():

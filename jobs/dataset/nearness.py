@@ -3,7 +3,7 @@
 Nothing is compared with everything. Two sets that have most of their shingles in common have many of their *smallest*
 hashes in common too (bottom-k sketches: Broder, 1997; Cohen and Kaplan, 2007), so only texts that share some of those
 are candidates, and only candidates whose sketches look alike are compared shingle by shingle. What is reported was
-measured on whole sets; what sketches can do is miss a pair, with a chance below one in ten million at 0.7.
+measured on whole sets; what sketches can do is miss a pair, about one in 170,000 of those that are just at 0.7.
 
 Sets are taken by index and not kept: a sequence that reads them from a cache needs little memory.
 """
@@ -19,14 +19,15 @@ from jobs.dataset.shingles import Shingles
 
 #: Hashes of a sketch.
 _SKETCH = 32
-#: Sketches of near copies share about `jaccard` of their hashes; a third of that passes nearly every one (of 32 hashes
-#: at 0.7, fewer than 7 are shared once in 300 million times) and stops what only has a licence header in common.
-_SKETCH_MARGIN = 3
+_EMPTY = np.uint64((1 << 64) - 1)
+#: Of the smallest hashes of two near copies together, about `jaccard` are in both. Half of that passes nearly all (of
+#: 32 hashes at 0.7, fewer than 11 are shared once in 170,000 times) and stops what has a licence header in common.
+_SKETCH_MARGIN = 2
 #: A hash in more sketches than this links neighbours only, instead of everyone with everyone.
 _MOST_HOLDERS = 64
 _NEIGHBOURS = 4
 #: Candidate pairs for every set, on average, at most.
-_PAIRS_PER_SET = 128
+_PAIRS_PER_SET = 64
 _PAIRS_AT_ONCE = 4096
 
 Pairs = NDArray[np.int64]
@@ -87,13 +88,12 @@ def _candidates(sets: Sequence[Shingles], jaccard: float) -> Iterator[tuple[int,
     pairs = pairs[small >= jaccard * large]
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
         some = pairs[start : start + _PAIRS_AT_ONCE]
-        needed = np.minimum(sizes[some].min(axis=1), _SKETCH) * jaccard // _SKETCH_MARGIN
-        yield from map(tuple, some[_shared(sketches, some) >= needed].tolist())
+        yield from map(tuple, some[_alike(sketches, some, jaccard)].tolist())
 
 
 def _sketches(sets: Sequence[Shingles]) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.uint64]]:
-    """Of every set the smallest hashes (uint64 [sets, _SKETCH], 0 where there are no more), the size, and the sum."""
-    sketches = np.zeros((len(sets), _SKETCH), np.uint64)
+    """Of every set the smallest hashes (uint64 [sets, _SKETCH], then _EMPTY), the size, and the sum."""
+    sketches = np.full((len(sets), _SKETCH), _EMPTY)
     sizes = np.zeros(len(sets), np.int64)
     sums = np.zeros(len(sets), np.uint64)
     for number, shingles in enumerate(sets):
@@ -103,13 +103,17 @@ def _sketches(sets: Sequence[Shingles]) -> tuple[NDArray[np.uint64], NDArray[np.
     return sketches, sizes, sums
 
 
-def _shared(sketches: NDArray[np.uint64], pairs: Pairs) -> NDArray[np.int64]:
-    """How many hashes the sketches of each pair share: int64 [pairs]."""
+def _alike(sketches: NDArray[np.uint64], pairs: Pairs, jaccard: float) -> NDArray[np.bool_]:
+    """Which pairs may be near copies by the smallest hashes of their unions: bool [pairs]."""
     both = sketches[pairs].reshape(len(pairs), 2 * _SKETCH)
     both.sort(axis=1)
-    # Places that a short sketch leaves empty are 0.
-    equal = (both[:, 1:] == both[:, :-1]) & (both[:, 1:] != 0)
-    return np.asarray(equal.sum(axis=1), np.int64)
+    equal = both[:, 1:] == both[:, :-1]
+    # The number of smaller hashes, each counted once. Beyond the first hashes of the union one sketch may have ended.
+    ranks = np.cumsum(~equal, axis=1, dtype=np.int8)
+    empty = both == _EMPTY
+    shared = (equal & (ranks < _SKETCH) & ~empty[:, 1:]).sum(axis=1)
+    union = np.minimum(1 + ranks[:, -1] - empty[:, -1], _SKETCH)
+    return np.asarray(shared >= union * (jaccard / _SKETCH_MARGIN))
 
 
 def _linked(sketches: NDArray[np.uint64], sums: NDArray[np.uint64]) -> Pairs:
@@ -118,7 +122,7 @@ def _linked(sketches: NDArray[np.uint64], sums: NDArray[np.uint64]) -> Pairs:
     The holders of a hash stand in the order of the hash that follows it in their sketches, so that among many holders
     those that are alike are neighbours; each of the hashes that two sets share is another chance to be neighbours.
     """
-    filled = sketches != 0
+    filled = sketches != _EMPTY
     owners = np.nonzero(filled)[0]
     hashes = sketches[filled]
     following = np.concatenate([sketches[:, 1:], np.zeros((len(sketches), 1), np.uint64)], axis=1)[filled]
