@@ -75,7 +75,7 @@ def _word_hashes(content: bytes) -> NDArray[np.uint64]:
         begin = starts[first]
         end = starts[last] if last < len(starts) else len(data)
         places = starts[first:last] - begin
-        terms = values[data[begin:end]]
+        terms = values.take(data[begin:end])
         terms *= powers[: end - begin]
         # The inverse power makes the sum the same wherever the word stands.
         hashes[first:last] = np.add.reduceat(terms, places) * inverses[places]
