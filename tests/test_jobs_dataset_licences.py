@@ -60,6 +60,10 @@ def test_a_header_names_the_licence(header, name):
         ("   GNU AFFERO GENERAL PUBLIC LICENSE\n      Version 3, 19 November 2007\n", "AGPL-3.0"),
         ("This is free and unencumbered software released into the public domain.", "Unlicense"),
         (MIT + MIT_NOTICE + "\n----\n" + BSD + ENDORSE, "BSD-3-Clause AND MIT"),
+        (
+            'Licensed under the Apache License, Version 2.0 (the "License"); you may not\nuse this file except',
+            "Apache-2.0",
+        ),
         ("All rights reserved.", None),
         ("Licensed under the Apache License, Version 2.0; see the GNU General Public License version 3.", None),
     ],

@@ -328,7 +328,7 @@ def _visible(html: str) -> int:
     return shown if unseen else shown + len("".join(html[end:].split()))
 
 
-# Encoded data: The Stack's patterns (StarCoder2, appendix A), found by way of plain searches, which is much faster than
+# Encoded data: The Stack's patterns (arXiv 2402.19173), found by way of plain searches, which is much faster than
 # trying the patterns at every character.
 
 

@@ -13,10 +13,11 @@ _TOP = 8192
 _NAME = r"\(*[A-Za-z0-9][A-Za-z0-9.+-]*(?: WITH [A-Za-z0-9][A-Za-z0-9.+-]*)?\)*"
 _EXPRESSION = re.compile(rf"{_NAME}(?: (?:AND|OR) {_NAME})*")
 
-#: Each name with phrases that all stand in its text, written in small letters, digits and single blanks. The texts are
-#: those of the SPDX licence list 3.25.
+#: Each name with phrases that all stand in its text, or in the notice that the text asks for; in small letters, digits
+#: and single blanks.
 _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Apache-2.0", ("apache license version 2 0 january 2004", "terms and conditions for use reproduction")),
+    ("Apache-2.0", ("licensed under the apache license version 2 0 the license you may not use this file except",)),
     ("AGPL-3.0", ("gnu affero general public license version 3 19 november 2007",)),
     ("LGPL-3.0", ("gnu lesser general public license version 3 29 june 2007",)),
     ("LGPL-2.1", ("gnu lesser general public license version 2 1 february 1999",)),
@@ -24,6 +25,7 @@ _PHRASES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("GPL-3.0", ("gnu general public license version 3 29 june 2007",)),
     ("GPL-2.0", ("gnu general public license version 2 june 1991",)),
     ("MPL-2.0", ("mozilla public license version 2 0", "1 definitions")),
+    ("MPL-2.0", ("is subject to the terms of the mozilla public license v 2 0",)),
     ("EPL-2.0", ("eclipse public license v 2 0", "the accompanying program is provided under the terms")),
     ("EPL-1.0", ("eclipse public license v 1 0", "the accompanying program is provided under the terms")),
     ("CDDL-1.0", ("common development and distribution license cddl version 1 0",)),
@@ -82,8 +84,8 @@ def licence_of(text: str) -> str | None:
     if (header := spdx_of(text)) is not None:
         return header
     words = " ".join(re.findall(r"[a-z0-9]+", text.lower()))
-    names = [name for name, phrases in _PHRASES if all(phrase in words for phrase in phrases)]
-    names += [name for name in (_mit(words), _bsd(words), _isc(words)) if name]
+    names = {name for name, phrases in _PHRASES if all(phrase in words for phrase in phrases)}
+    names.update(name for name in (_mit(words), _bsd(words), _isc(words)) if name)
     return " AND ".join(sorted(names)) or None
 
 
