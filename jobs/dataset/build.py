@@ -34,7 +34,7 @@ from jobs.dataset.redaction import Redactor
 from jobs.dataset.remembered import RememberedVocabulary
 from jobs.dataset.report import write_report
 from jobs.dataset.samples import Document, Renderer, SampleKind
-from jobs.dataset.sides import Guard, Sides, divide
+from jobs.dataset.sides import Guard, Sides, common_runs, divide
 from jobs.dataset.stats import Findings, stats
 from jobs.dataset.stopwatch import Stopwatch
 from jobs.dataset.survey import File, Survey, read_attributes, survey_files, texts
@@ -270,7 +270,8 @@ def _overlap(job: _Job, survey: Survey, sides: Sides, told: Sequence[Told]) -> O
     Raises:
         DatasetError: a training text holds more of a held-out file than is allowed.
     """
-    overlap = Overlap(words=LEAK_WORDS)
+    # Runs that many files share are told from the files alone: a leak into many commits is no boilerplate.
+    overlap = Overlap(words=LEAK_WORDS, boilerplate=common_runs(survey.leak))
     for index in [*sides.code, *sides.docs]:
         overlap.learn(survey.files[index].path, survey.leak[index])
     for one in told:

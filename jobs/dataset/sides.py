@@ -48,7 +48,10 @@ def divide(survey: Survey, lineages: Lineages, section: DatasetSection) -> Sides
     for one, other, _ in contained(survey.leak, section.max_overlap):
         keys[one].append(f"within {one} {other}")
         keys[other].append(f"within {one} {other}")
-    units = [Unit(file.name, file.size, tuple(own)) for file, own in zip(survey.files, keys, strict=True)]
+    units = [
+        Unit(file.name, file.size, tuple(own), _lineage(file, lineages))
+        for file, own in zip(survey.files, keys, strict=True)
+    ]
     names = held_out_names(units, section.held_out, section.seed)
     code: list[int] = []
     docs: list[int] = []

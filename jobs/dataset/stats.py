@@ -60,6 +60,8 @@ def stats(found: Findings, sequence_length: int) -> dict[str, Any]:
         "overlap": {
             "held_out": {
                 "share": round(found.overlap.share, 6),
+                "boilerplate": round(found.overlap.boilerplate, 6),
+                "sampling": found.overlap.sampling,
                 "worst": [
                     {"held_out": pair.held_out, "train": pair.train, "share": round(pair.share, 6)}
                     for pair in found.overlap.worst

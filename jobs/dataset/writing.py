@@ -91,7 +91,7 @@ def _row(items: Sequence[Item], length: int, vocabulary: Vocabulary) -> tuple[ND
 
 def write_samples(folder: Path, splits: Sequence[Split]) -> None:
     """Write `samples.parquet`: a line for every sample, with its row and place."""
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
     from pyarrow import parquet  # type: ignore[import-untyped]
 
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
