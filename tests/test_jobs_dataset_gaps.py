@@ -13,13 +13,13 @@ from jobs.dataset.samples import Sample, SampleKind
 HEAD = 5
 
 
-def sample(document, size, seams=None):
-    """A document of `size` tokens, each with a number of its own, a line of three tokens and nine bytes."""
+def sample(document, size, seams=None, line=3):
+    """A document of `size` tokens, each with a number of its own, its lines of `line` tokens, three bytes each."""
     ids = np.arange(size, dtype=np.uint32) + 10_000 * document
     ids[:HEAD] = np.arange(HEAD)
     places = None
     if seams:
-        tokens = np.arange(HEAD + 3, size, 3, dtype=np.int32)
+        tokens = np.arange(HEAD + line, size, line, dtype=np.int32)
         places = np.stack([tokens, (tokens - HEAD) * 3], axis=1)
     return Sample(ids, Mode.PLAIN, SampleKind.CONTEXT, document, None, 0, (size - HEAD) * 3, seams=places, head=HEAD)
 
@@ -55,10 +55,14 @@ def test_what_has_no_seams_stays_whole():
     assert split(sample(1, 200), 100) is None
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.integers(HEAD + 1, 256), st.booleans()), min_size=1, max_size=40))
-def test_every_token_stays_in_a_row_that_holds_it(sizes):
-    samples = [sample(number, size, seams and size > 200) for number, (size, seams) in enumerate(sizes)]
+@settings(max_examples=300, deadline=None)
+@given(
+    small=st.lists(st.integers(HEAD + 1, 250), max_size=30),
+    long=st.lists(st.tuples(st.integers(230, 256), st.sampled_from([3, 20, 60, 110])), max_size=30),
+)
+def test_every_token_stays_in_a_row_that_holds_it(small, long):
+    samples = [sample(number, size) for number, size in enumerate(small)]
+    samples += [sample(number, size, seams=True, line=line) for number, (size, line) in enumerate(long, len(small))]
     rows = pack([len(one.ids) for one in samples], 256)
     filled = fill_gaps(samples, rows, 256)
     assert len(filled.rows) <= len(rows)

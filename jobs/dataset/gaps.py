@@ -6,7 +6,6 @@ with a third of them empty. No file that fits a row is touched.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from heapq import heapify, heappop, heappush
 
 import numpy as np
 
@@ -14,6 +13,9 @@ from jobs.dataset.samples import Sample
 
 #: Tokens of a gap, and of a part's own text, that are worth another document.
 _LEAST_GAP, _LEAST_TEXT = 32, 16
+
+#: Pieces that are tried for a gap: the lines of some are too long for it.
+_TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def fill_gaps(samples: Sequence[Sample], rows: Sequence[Sequence[int]], capacity
 
 
 class _Filling:
-    """Rows on their way to being full. One piece at a time is used up; what is left of the last one keeps its row."""
+    """Rows on their way to being full. Few pieces are in use at a time; what is left of the last keeps its row."""
 
     def __init__(self, samples: Sequence[Sample], rows: Sequence[Sequence[int]], capacity: int) -> None:
         self._samples = list(samples)
@@ -67,21 +69,21 @@ class _Filling:
         self._sources = [place for place, gap in enumerate(self._gaps) if gap < _LEAST_GAP and self._can_give(place)]
 
     def done(self) -> Filled:
-        """The largest gap first, until no piece is left or no gap is worth it."""
-        gaps = [(-gap, place) for place, gap in enumerate(self._gaps) if gap >= _LEAST_GAP]
-        heapify(gaps)
-        while gaps and self._sources:
-            place = heappop(gaps)[1]
-            while self._sources and self._gaps[place] >= _LEAST_GAP:
-                if not self._fill(place):
-                    self._put_aside(gaps)
+        """The largest gap first, then what is left of the pieces in use, the shortest first."""
+        self._fill_all()
+        left = [place for place in self._sources if self._gaps[place] >= _LEAST_GAP]
+        for place in sorted(left, key=lambda place: (-self._gaps[place], place)):
+            # One that has been filled up itself stays as it is.
+            self._sources = [place] if len(self._rows[place]) == 1 else []
+            self._fill_all()
         return Filled(self._samples, self._origins, [row for row in self._rows if row])
 
-    def _put_aside(self, gaps: list[tuple[int, int]]) -> None:
-        """Give up the last source, whose lines are too long; what was taken from it has left a gap."""
-        place = self._sources.pop()
-        if self._gaps[place] >= _LEAST_GAP:
-            heappush(gaps, (-self._gaps[place], place))
+    def _fill_all(self) -> None:
+        busy = set(self._sources)
+        rows = [place for place in range(len(self._rows)) if self._rows[place] and place not in busy]
+        for place in sorted(rows, key=lambda place: (-self._gaps[place], place)):
+            while self._gaps[place] >= _LEAST_GAP and self._fill(place):
+                pass
 
     def _can_give(self, place: int) -> bool:
         row = self._rows[place]
@@ -89,13 +91,16 @@ class _Filling:
         return seams is not None and len(seams) > 0
 
     def _fill(self, place: int) -> bool:
-        """Put some of the last source into a gap; False where nothing of it fits."""
-        source = self._sources[-1]
+        """Put some of a piece into a gap, of the one in use if its lines allow; False where nothing fits."""
+        return any(self._take(source, place) for source in self._sources[: -_TRIED - 1 : -1])
+
+    def _take(self, source: int, place: int) -> bool:
+        """Move what fits of the piece in row `source` into row `place`."""
         (index,) = self._rows[source]
         if len(self._samples[index].ids) <= self._gaps[place]:
             self._put(place, index)
             self._rows[source] = []
-            self._sources.pop()
+            self._sources.remove(source)
             return True
         parts = split(self._samples[index], self._gaps[place])
         if parts is None:
