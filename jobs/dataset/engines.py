@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 FIRST_CHARACTERS = 300_000
 #: Of the rest, one text in this many is compared: the reference then costs about a tenth of the whole.
 ONE_IN = 64
+#: A text of n times as many characters is compared n times as rarely: a few giants would take most of the time.
+LONG_CHARACTERS = 16_384
 
 #: Where engines that cut text by rules of their own part ways: blanks of every kind, digits, letters with marks, signs
 #: beyond the first plane, what is no character at all, long runs, line ends, contractions.
@@ -190,8 +192,9 @@ class Checked:
 
 
 def _is_compared(text: str) -> bool:
-    """One text in 64. By what is in it: which ones are compared does not hang on their order."""
-    return zlib.crc32(text[-4096:].encode("utf-8", "surrogatepass")) % ONE_IN == 0
+    """One text in 64, long ones more rarely. By what is in it: which ones are compared does not hang on their order."""
+    one_in = ONE_IN * max(1, len(text) // LONG_CHARACTERS)
+    return zlib.crc32(text[-4096:].encode("utf-8", "surrogatepass")) % one_in == 0
 
 
 def open_engine(backend: Any, fast: Callable[[Any], Engine] = Fastokens) -> Engine:
