@@ -5,6 +5,7 @@ git (gitattributes(5)): as in .gitignore, but one that names a folder says nothi
 matches counts, and a deeper folder's file before a higher one's. Names are GitHub Linguist's.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -36,9 +37,11 @@ class _Rule:
 class Attributes:
     """The rules of every `.gitattributes` of a commit."""
 
-    def __init__(self, rules: dict[bytes, tuple[_Rule, ...]]) -> None:
+    def __init__(self, rules: dict[bytes, tuple[_Rule, ...]], key: str = "") -> None:
         #: Folder -> its rules, the strongest first.
         self._rules = rules
+        #: The same for the same files.
+        self.key = key
 
     @classmethod
     def parse(cls, files: Iterable[tuple[bytes, bytes]]) -> Self:
@@ -50,7 +53,8 @@ class Attributes:
         by_folder = dict(files)
         macros = _macros(by_folder.get(b"", b""))
         rules = {folder.strip(b"/"): tuple(_rules(content, macros))[::-1] for folder, content in by_folder.items()}
-        return cls({folder: found for folder, found in rules.items() if found})
+        key = hashlib.sha256(repr(sorted(by_folder.items())).encode()).hexdigest()
+        return cls({folder: found for folder, found in rules.items() if found}, key)
 
     def flag(self, path: bytes) -> Reason | None:
         """Why a file is not learned, by what the repository says of it."""

@@ -18,7 +18,7 @@ from jobs import repository
 from jobs.context import JobContext
 from jobs.dataset import mixing
 from jobs.dataset.cache import Cache
-from jobs.dataset.candidates import History, apart_from, read_candidates
+from jobs.dataset.candidates import History, Learned, apart_from, read_candidates
 from jobs.dataset.chronicle import MOST_BYTES, Chronicler, Told
 from jobs.dataset.commits import CommitRenderer
 from jobs.dataset.examples import EXAMPLES, examples
@@ -157,7 +157,9 @@ def repository_name(repository_: str) -> str:
 def _find(job: _Job) -> Findings:
     """Everything up to packed rows."""
     survey = survey_files(job.git_dir, job.cut, job.section, job.reader, job.stages)
-    history = read_candidates(job.git_dir, job.cut, job.source.since, job.section, job.stages)
+    learned = Learned(job.section, survey.attributes)
+    span = (job.source.since, job.cut)
+    history = read_candidates(job.git_dir, span, learned, job.section.seed, job.stages)
     job.stages.start("split")
     sides = divide(survey, history.lineages, job.section)
     job.stages.start("render", _told(job.layout, job.section))
@@ -174,7 +176,7 @@ def _find(job: _Job) -> Findings:
     train = [*code_items, *doc_items, *(item for one in told for item in commit_items(one))]
     future, added = _future(job, renderer, max(_FUTURE_TOKENS, int(mixing.tokens(train) * _FUTURE_SHARE)))
     _refuse_empty(train, held_items)
-    job.stages.start("pack")
+    job.stages.start("pack", job.vocabulary.note or "")
     pack = partial(Split.packed, sequence_length=job.section.sequence_length, seed=job.section.seed)
     splits = (
         pack(TRAIN, train, files=len(code) + len(docs), size=sum(file.size for file in [*code, *docs])),
@@ -240,9 +242,16 @@ def _commits(
         reader=Reader(job.git_dir, section, job.redactor, job.cache),
         redactor=job.redactor,
         renderer=CommitRenderer(job.vocabulary, job.layout, job.name, section),
-        section=section,
+        learned=Learned(section, survey.attributes),
         cache=job.cache,
-        identity=(job.vocabulary.sha256, job.layout, job.name, job.redactor.version, section.model_dump_json()),
+        identity=(
+            job.vocabulary.sha256,
+            job.layout,
+            job.name,
+            job.redactor.version,
+            section.model_dump_json(),
+            survey.attributes.key,
+        ),
     )
     apart = list(apart_from(history.candidates, history.lineages, sides.held_out_lineages))
     chronicler.reasons["touches a held-out file"] += len(history.candidates) - len(apart)

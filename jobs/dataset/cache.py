@@ -108,6 +108,17 @@ class Cache:
                 return connection
         return None
 
+    def has(self, key: bytes) -> bool:
+        """Whether there is an entry, without reading it."""
+        if key in self._new:
+            return True
+        if self._connection is None:
+            return False
+        try:
+            return self._connection.execute("SELECT 1 FROM entries WHERE key = ?", (key,)).fetchone() is not None
+        except sqlite3.Error:
+            return False
+
     def get(self, key: bytes) -> Entry | None:
         """The entry, or None."""
         value = self._new.get(key)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.dataset.attributes import Attributes
 from jobs.dataset.files import path_filter
 from jobs.dataset.history import Change, Commit, Lineages, read_history
 from jobs.dataset.messages import message_reason
@@ -43,14 +44,23 @@ class History:
     reasons: Counter[str]
 
 
-def read_candidates(git_dir: Path, tip: str, since: str | None, section: DatasetSection, stages: Stages) -> History:
-    """Read the history of `tip` once, as it streams out of git.
+def read_candidates(
+    git_dir: Path, span: tuple[str | None, str], learned: "Learned", seed: int, stages: Stages
+) -> History:
+    """Read a history once, as it streams out of git.
+
+    Args:
+        git_dir: the repository.
+        span: the commit whose history is left out, and the one whose history is read.
+        learned: what of a commit is learned.
+        seed: of the lots.
+        stages: of the build.
 
     Raises:
         RepositoryError: it cannot be read.
     """
+    since, tip = span
     stages.start("history", f"Reading the history of {tip[:12]}.")
-    learned = Learned(section)
     lineages = Lineages()
     reasons: Counter[str] = Counter()
     heap: list[tuple[int, str, Commit]] = []
@@ -67,7 +77,7 @@ def read_candidates(git_dir: Path, tip: str, since: str | None, section: Dataset
             reasons[reason] += 1
             continue
         eligible += 1
-        item = (-lot(section.seed, commit.id), commit.id, commit)
+        item = (-lot(seed, commit.id), commit.id, commit)
         heapq.heappush(heap, item) if len(heap) < REMEMBERED else heapq.heappushpop(heap, item)
     candidates = [commit for _, _, commit in sorted(heap, reverse=True)]
     return History(total, merges, eligible, lineages, candidates, reasons)
@@ -82,8 +92,8 @@ def lot(seed: int, name: str) -> int:
 class Learned:
     """What of a commit is learned."""
 
-    def __init__(self, section: DatasetSection) -> None:
-        self._reason_of = path_filter(section)
+    def __init__(self, section: DatasetSection, attributes: Attributes) -> None:
+        self._reason_of = path_filter(section, attributes.says)
 
     def reason(self, commit: Commit) -> str | None:
         """Why a commit is not learned, told by its message and the names of its files."""

@@ -18,7 +18,6 @@ from jobs.dataset.history import Change, Commit
 from jobs.dataset.reading import Reader, Text, summed
 from jobs.dataset.redaction import Redactor
 from jobs.dataset.samples import Sample, SampleKind
-from jobs.spec import DatasetSection
 from jobs.stages import Stages
 
 #: Of all that makes samples of a commit: another one forgets what was kept.
@@ -49,7 +48,7 @@ class Chronicler:
     reader: Reader
     redactor: Redactor
     renderer: CommitRenderer
-    section: DatasetSection
+    learned: Learned
     cache: Cache
     #: Everything beside the commit that its samples hang on: tokenizer, layout, repository's name.
     identity: tuple[object, ...]
@@ -79,8 +78,7 @@ class Chronicler:
 
     def _fresh(self, commits: list[Commit]) -> Iterator[Entry]:
         """What is kept of each commit."""
-        learned = Learned(self.section)
-        changes = [learned.changes(commit) for commit in commits]
+        changes = [self.learned.changes(commit) for commit in commits]
         texts = self.reader.read([side for commit in changes for side in _sides(commit)], kept=False)
         told = [self._text(commit, chosen, texts) for commit, chosen in zip(commits, changes, strict=True)]
         samples: dict[int, list[Sample]] = {}

@@ -38,13 +38,12 @@ def future_files(
     Raises:
         RepositoryError: one of the commits cannot be read.
     """
-    reason_of = path_filter(section)
+    reason_of = path_filter(section, attributes.says)
     changes = [
         change
         for change in changes_between(git_dir, *span)
         if change.after
         and change.after != change.before
-        and not attributes.flag(change.path)
         and reason_of(TreeEntry(mode=change.mode, blob=change.after, size=1, path=change.path)) is None
     ]
     changes.sort(key=lambda change: lot(section.seed, change.path.decode("latin-1")))

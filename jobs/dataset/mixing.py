@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from jobs.dataset.candidates import lot
 from jobs.dataset.chronicle import Told
-from jobs.dataset.samples import Document, Renderer, Sample, SampleKind
+from jobs.dataset.samples import Document, Renderer, Sample, SampleKind, units
 from jobs.dataset.survey import File
 from jobs.spec import DatasetSection
 
@@ -64,7 +64,7 @@ def file_items(
     held_out: bool,
 ) -> Iterator[list[Item]]:
     """The samples of files, some at a time: a list for every batch that is in memory at once."""
-    for batch in _batches(files):
+    for batch in _batches(files, kind, held_out=held_out):
         documents = [
             Document(file.path, text, held_out=held_out, kind=kind)
             for file, text in zip(batch, texts(batch), strict=True)
@@ -76,12 +76,14 @@ def _item(file: File, sample: Sample) -> Item:
     return Item(sample, file.path, file.blob, None, file.licence, sum(file.redactions.values()))
 
 
-def _batches(files: Sequence[File]) -> Iterator[list[File]]:
+def _batches(files: Sequence[File], kind: SampleKind, *, held_out: bool) -> Iterator[list[File]]:
+    """Files in batches that end where no file shares a document with the next."""
+    names = [Document(file.path, "", held_out=held_out, kind=kind) for file in files]
     batch: list[File] = []
     size = 0
-    for file in files:
-        batch.append(file)
-        size += file.size
+    for unit in units(names):
+        batch += files[unit.start : unit.stop]
+        size += sum(file.size for file in files[unit.start : unit.stop])
         if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0

@@ -64,14 +64,16 @@ class Reader:
     def read(self, wanted: Sequence[tuple[str, str]], *, kept: bool = True) -> Iterator[Text | Reason]:
         """The text of every (path, blob) in the order asked for, or why it is not learned."""
         keys = [key(_STAGE, *self._rules, path, blob) for path, blob in wanted]
-        known = [self._cache.get(one) if kept else None for one in keys]
-        missing = [blob for (_, blob), entry in zip(wanted, known, strict=True) if entry is None]
-        fresh = self._fresh(missing)
-        for (path, _), one, entry in zip(wanted, keys, known, strict=True):
-            if entry is not None:
+        # Entries hold whole texts: only whether they are there is asked of all of them at once.
+        known = [kept and self._cache.has(one) for one in keys]
+        fresh = self._fresh([blob for (_, blob), there in zip(wanted, known, strict=True) if not there])
+        for (path, blob), one, there in zip(wanted, keys, known, strict=True):
+            entry = self._cache.get(one) if kept else None
+            if entry is not None and there:
                 yield _unpacked(entry)
                 continue
-            verdict = self._judge(path, next(fresh))
+            content = next(self._fresh([blob])) if there else next(fresh)
+            verdict = self._judge(path, content)
             if kept:
                 self._cache.put(one, _packed(verdict))
             yield verdict

@@ -32,7 +32,8 @@ class RememberedVocabulary(Vocabulary):
                 found.append(entry.arrays["ids"].astype(np.int64))
                 continue
             found.append(next(fresh))
-            if one is not None:
+            # Once the fast engine was found to be wrong, what it gave before is not worth keeping.
+            if one is not None and self.note is None:
                 self._cache.put(one, Entry({}, {"ids": found[-1].astype(np.uint32)}))
         return found
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from jobs import repository
 from jobs.dataset.attributes import Attributes
 from jobs.dataset.files import Drop, Reason, is_documentation, path_filter, shown_path
+from jobs.dataset.languages import language_of
 from jobs.dataset.licences import is_licence_file, licence_of
 from jobs.dataset.reading import Reader, Text
 from jobs.repository import TreeEntry
@@ -51,6 +52,8 @@ class Survey:
 
     files: list[File]
     drops: list[Drop]
+    #: What the commit's own `.gitattributes` say of paths, old ones too.
+    attributes: Attributes
     #: Of each file, hashes of its runs of words (`jobs.dataset.reading`); thinned where there are very many.
     near: list[NDArray[np.uint64]]
     leak: list[NDArray[np.uint64]]
@@ -69,18 +72,33 @@ def survey_files(git_dir: Path, commit: str, section: DatasetSection, reader: Re
     attributes = read_attributes(git_dir, entries)
     candidates, drops = _by_name(entries, section, attributes, stages)
     stages.start("read", f"Reading {len(candidates)} files.")
-    survey = Survey([], drops, [], [], [])
+    survey = Survey([], drops, attributes, [], [], [])
     thin = sum(entry.size for entry in candidates) > _ALL_SHINGLES
-    texts = reader.read([(shown_path(entry.path), entry.blob) for entry in candidates])
+    first: dict[tuple[object, ...], tuple[str, str]] = {}
+    for entry in candidates:
+        first.setdefault(_as_read(entry), (shown_path(entry.path), entry.blob))
+    texts = reader.read(list(first.values()))
+    told: dict[tuple[object, ...], Reason] = {}
     seen: set[str] = set()
-    for done, (entry, text) in enumerate(zip(candidates, texts, strict=True), 1):
+    for done, entry in enumerate(candidates, 1):
         stages.progress(done, len(candidates), "files")
-        verdict = Reason.DUPLICATE if isinstance(text, Text) and entry.blob in seen else text
+        verdict: Text | Reason | None = told.get(_as_read(entry))
+        if verdict is None:
+            verdict = next(texts)
+            told[_as_read(entry)] = Reason.DUPLICATE if isinstance(verdict, Text) else verdict
+        if isinstance(verdict, Text) and entry.blob in seen:
+            verdict = Reason.DUPLICATE
         seen.add(entry.blob)
         _take(survey, entry, verdict, attributes, thin=thin)
     survey.drops.sort(key=lambda drop: (drop.path, drop.blob))
     stages.start("filter", f"{len(survey.files)} files are kept, {len(survey.drops)} left out.")
     return survey
+
+
+def _as_read(entry: TreeEntry) -> tuple[object, ...]:
+    """All that a text is judged by: where it is equal, files are read once."""
+    path = shown_path(entry.path)
+    return entry.blob, language_of(path), is_documentation(path)
 
 
 def read_attributes(git_dir: Path, entries: Sequence[TreeEntry]) -> Attributes:
@@ -98,12 +116,12 @@ def _by_name(
     entries: Sequence[TreeEntry], section: DatasetSection, attributes: Attributes, stages: Stages
 ) -> tuple[list[TreeEntry], list[Drop]]:
     """The entries whose text is worth reading, and the others with their reasons."""
-    reason_of = path_filter(section)
+    reason_of = path_filter(section, attributes.says)
     drops: list[Drop] = []
     candidates = []
     for entry in entries:
         stages.check()
-        reason = reason_of(entry) or attributes.flag(entry.path)
+        reason = reason_of(entry)
         if reason is None:
             candidates.append(entry)
         else:
@@ -116,6 +134,7 @@ def _take(survey: Survey, entry: TreeEntry, verdict: Text | Reason, attributes: 
     if isinstance(verdict, Reason):
         survey.drops.append(Drop(path=path, blob=entry.blob, bytes=entry.size, reason=verdict))
         return
+    said = attributes.is_documentation(entry.path)
     if is_licence_file(path):
         survey.licences.append((path, licence_of(verdict.text)))
     survey.files.append(
@@ -125,7 +144,7 @@ def _take(survey: Survey, entry: TreeEntry, verdict: Text | Reason, attributes: 
             blob=entry.blob,
             size=entry.size,
             digest=verdict.digest,
-            documentation=attributes.is_documentation(entry.path) or is_documentation(path),
+            documentation=is_documentation(path) if said is None else said,
             licence=verdict.licence,
             redactions=dict(verdict.redactions),
         )

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.dataset.gaps import fill_gaps
 from jobs.dataset.mixing import Item
 from jobs.dataset.packing import pack
 from jobs.dataset.tokens import Vocabulary
@@ -33,9 +34,11 @@ class Split:
     @classmethod
     def packed(cls, name: str, items: list[Item], *, files: int, size: int, sequence_length: int, seed: int) -> "Split":
         """Pack items into rows; the rows are in an order as good as chance, as packing leaves long documents first."""
-        rows = pack([len(item.sample.ids) for item in items], sequence_length)
-        rows.sort(key=lambda row: _shuffled(seed, name, row))
-        return cls(name, files, size, items, rows)
+        packed = pack([len(item.sample.ids) for item in items], sequence_length)
+        filled = fill_gaps([item.sample for item in items], packed, sequence_length)
+        pieces = zip(filled.samples, filled.origins, strict=True)
+        rows = sorted(filled.rows, key=lambda row: _shuffled(seed, name, row))
+        return cls(name, files, size, [replace(items[origin], sample=sample) for sample, origin in pieces], rows)
 
     @property
     def tokens(self) -> int:
@@ -92,7 +95,7 @@ def _row(items: Sequence[Item], length: int, vocabulary: Vocabulary) -> tuple[ND
 def write_samples(folder: Path, splits: Sequence[Split]) -> None:
     """Write `samples.parquet`: a line for every sample, with its row and place."""
     import pyarrow as pa
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
     for split in splits:
