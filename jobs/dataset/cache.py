@@ -17,6 +17,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.dataset.code import code_version
+
 #: Of the layout of what is kept; another one begins a new file.
 _FORMAT = 1
 #: Bytes on disk beyond which what was not used for longest goes.
@@ -59,8 +61,8 @@ class Entry:
 
 
 def key(stage: str, *parts: object) -> bytes:
-    """The key of a value of `stage` (with its version in the name) that hangs on `parts` and nothing else."""
-    digest = hashlib.blake2b(stage.encode(), digest_size=20, person=b"dataset cache")
+    """The key of a value of `stage` that hangs on `parts`, and on the code of this package."""
+    digest = hashlib.blake2b(f"{stage} {code_version()}".encode(), digest_size=20, person=b"dataset cache")
     for part in parts:
         text = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")
         digest.update(len(text).to_bytes(8, "little") + text)

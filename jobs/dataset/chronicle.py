@@ -20,8 +20,7 @@ from jobs.dataset.redaction import Redactor
 from jobs.dataset.samples import Sample, SampleKind
 from jobs.stages import Stages
 
-#: Of all that makes samples of a commit: another one forgets what was kept.
-_STAGE = "commit 1"
+_STAGE = "commit"
 #: Commits whose texts are in memory at once.
 _BATCH = 16
 #: Larger files are not shown in commits: CommitPack's limit.

@@ -20,8 +20,7 @@ from jobs.dataset.redaction import Redactor
 from jobs.dataset.shingles import shingles
 from jobs.spec import DatasetSection
 
-#: Of everything that this module makes of a blob: another one forgets what was kept.
-_STAGE = "text 1"
+_STAGE = "text"
 #: Words of a run by which near copies are found, and of one by which leaks are measured.
 NEAR_WORDS, LEAK_WORDS = 5, 13
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from jobs.dataset.cache import Cache, Entry, key
 from jobs.dataset.tokens import Ids, Vocabulary
 
-_STAGE = "ids 1"
+_STAGE = "ids"
 #: Shorter texts are tokenised sooner than they are found.
 _FEWEST_CHARACTERS = 256
 

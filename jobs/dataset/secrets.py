@@ -115,7 +115,7 @@ def _is_random(value: str) -> bool:
     )
 
 
-def _is_password(value: str) -> bool:
+def is_password(value: str) -> bool:
     """True for what a person may have made up: a letter, and a digit or sign that names do not have."""
     mixed = any(map(str.isalpha, value)) and any(letter.isdigit() or letter in "!@#$%^&*+?~|" for letter in value)
     several_words = any(letter in "-_.:/" for letter in value) and _is_words(value)
@@ -334,7 +334,7 @@ def _judged(name: str, found: re.Match[str]) -> Find | None:
     value, kind = found[group], Kind.PASSWORD if name in _PASSWORD_NAMES else Kind.KEY
     # A name that goes on, as in password_field, is given words more often than passwords.
     named_for_it = not found["tail"] or found["tail"].strip("_-").isdigit()
-    is_secret = _is_password if kind is Kind.PASSWORD and named_for_it else _is_random
+    is_secret = is_password if kind is Kind.PASSWORD and named_for_it else _is_random
     secret = is_secret(value) and (group == "quoted" or not _VARIABLE.fullmatch(value))
     return Find(*found.span(group), f"{kind}-literal", kind) if secret else None
 
