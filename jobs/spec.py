@@ -146,7 +146,7 @@ class DatasetSection(Section):
         0.05,
         ge=0,
         lt=0.5,
-        description="Share of the newest commits that are never trained on and measure tomorrow's code.",
+        description="Share of commits, the newest, 64 at most, that are never trained on and measure tomorrow's code.",
     )
     commit_share: float = Field(0.25, ge=0, le=0.8, description="Share of the training tokens that are commits.")
     doc_share: float = Field(0.1, ge=0, le=0.8, description="Share of the training tokens that are documentation.")

@@ -68,9 +68,24 @@ def test_dataset_writes_a_dataset_and_one_json_object(dataset, tiny_repository):
 
 
 @pytest.mark.slow
-def test_dataset_refuses_a_folder_that_is_not_empty(dataset, tiny_repository, tiny_model_folder):
-    done = run("dataset", "--repo", tiny_repository, "--model", tiny_model_folder, "--output", dataset[0], code=2)
-    assert "is not empty" in done.stderr
+def test_dataset_refuses_a_folder_that_holds_something_else(tmp_path, tiny_repository, tiny_model_folder):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    done = run("dataset", "--repo", tiny_repository, "--model", tiny_model_folder, "--output", tmp_path, code=2)
+    assert "holds something that is no dataset" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_dataset_prints_samples_and_says_that_nothing_has_changed(tmp_path, tiny_repository, tiny_model_folder):
+    command = ("dataset", "--repo", tiny_repository, "--model", tiny_model_folder, "--output", tmp_path / "out")
+    first = run(*command, "--sample", 2)
+    assert "sample 2 of 2" in first.stdout
+    assert "<file_sep>" in first.stdout
+    written = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
+    assert "up to date" in run(*command).stdout
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == written
+    run(*command, "--set", "dataset.seed=18")
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns != written
 
 
 @pytest.mark.slow

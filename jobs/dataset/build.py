@@ -53,6 +53,8 @@ TIMING = "timing.json"
 #: The future split is a measure, not a copy of the repository: it ends at this share of the training tokens, but not
 #: below so many.
 _FUTURE_SHARE, _FUTURE_TOKENS = 0.1, 1 << 17
+#: Commits of the future at most: an adapter should know the repository as it is now, not as it was years ago.
+_FUTURE_COMMITS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +145,13 @@ def _job(
         reader=Reader(git_dir, section, redactor, cache),
         cache=cache,
         stages=stages,
-        cut=cut_commit(git_dir, source.commit, section.future) or source.commit,
+        cut=cut_commit(git_dir, source.commit, _future_share(git_dir, source.commit, section)) or source.commit,
     )
+
+
+def _future_share(git_dir: Path, commit: str, section: DatasetSection) -> float:
+    """The share of commits that are only measured: a measure needs no more than so many, however long the history."""
+    return min(section.future, _FUTURE_COMMITS / count_commits(git_dir, commit)) if section.future else 0.0
 
 
 def repository_name(repository_: str) -> str:
@@ -223,6 +230,8 @@ def _held_out(job: _Job, renderer: Renderer, files: Sequence[File]) -> list[Item
 def _progressing(
     job: _Job, renderer: Renderer, files: Sequence[File], kind: SampleKind, *, held_out: bool
 ) -> Iterator[list[Item]]:
+    if not files:
+        return
     name = "held out" if held_out else str(kind)
     job.stages.start("tokenise", f"Tokenising {len(files)} files ({name}).")
     done = 0
