@@ -311,17 +311,30 @@ def fetch_url(url: str, commit: str, into: Path) -> Path:
     if not is_url(url):
         raise RepositoryError(f"{url!r} is not a URL that a worker could fetch from.")
     with _unfinished(into) as folder:
-        git_dir = _init(folder, commit)
-        done = _fetch(git_dir, url, f"{commit}:{SOURCE_REF}")
-        if done.returncode:
-            # Some servers hand out only what a branch or tag names: take those and look inside.
-            done = _fetch(git_dir, url, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
-            if done.returncode:
-                raise RepositoryError(f"{shown(url)} cannot be fetched ({_reason(done.stderr)}).")
-            if _commit_of(commit, f"--git-dir={git_dir}") is None:
-                raise RepositoryError(f"{shown(url)} has no commit {commit}: it may have been rewritten meanwhile.")
-            _set_refs(git_dir, {SOURCE_REF: commit})
+        fetch_into(_init(folder, commit), url, commit)
     return into
+
+
+def fetch_into(git_dir: Path, url: str, commit: str) -> None:
+    """Fetch what the repository `git_dir`, which no person works in, lacks of `commit` and its history.
+
+    Raises:
+        RepositoryError: the URL does not answer, or has no such commit.
+    """
+    done = _fetch(git_dir, url, f"+{commit}:{SOURCE_REF}")
+    if done.returncode:
+        # Some servers hand out only what a branch or tag names: take those and look inside.
+        done = _fetch(git_dir, url, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+        if done.returncode:
+            raise RepositoryError(f"{shown(url)} cannot be fetched ({_reason(done.stderr)}).")
+        if not has_commit(git_dir, commit):
+            raise RepositoryError(f"{shown(url)} has no commit {commit}: it may have been rewritten meanwhile.")
+        _set_refs(git_dir, {SOURCE_REF: commit})
+
+
+def has_commit(git_dir: Path, commit: str) -> bool:
+    """Whether the repository holds a commit."""
+    return _commit_of(commit, f"--git-dir={git_dir}") is not None
 
 
 def _fetch(git_dir: Path, url: str, *refspecs: str) -> subprocess.CompletedProcess[bytes]:

@@ -27,6 +27,7 @@ def workplace(output: Path) -> Iterator[Path]:
     """
     output = output.resolve()
     try:
+        _restore(output)
         _refuse_occupied(output)
         folder = output.with_name(f".{output.name}.unfinished")
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,9 +57,20 @@ def may_be_replaced(output: Path) -> bool:
     return output.is_dir() and ((output / MANIFEST).is_file() or not any(output.iterdir()))
 
 
+def _restore(output: Path) -> None:
+    """Put back a dataset that was out of the way when a run was killed between two renames."""
+    old = _aside(output)
+    if old.exists() and not output.exists():
+        old.replace(output)
+
+
+def _aside(output: Path) -> Path:
+    return output.with_name(f".{output.name}.replaced")
+
+
 def _put_in_place(folder: Path, output: Path) -> None:
     """Rename, the old dataset out of the way first: a folder that is not empty cannot be renamed over."""
-    old = output.with_name(f".{output.name}.replaced")
+    old = _aside(output)
     shutil.rmtree(old, ignore_errors=True)
     if output.exists() and any(output.iterdir()):
         output.replace(old)

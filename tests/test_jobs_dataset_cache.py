@@ -52,6 +52,22 @@ def test_a_damaged_file_is_made_anew(tmp_path):
         assert cache.get(key("stage")).facts == {"number": 4}
 
 
+def test_a_file_that_is_damaged_in_its_middle_is_gone_for_the_next_build(tmp_path):
+    with Cache(tmp_path) as cache:
+        for number in range(300):
+            cache.put(key("stage", number), entry(500))
+    file = next(tmp_path.glob("*.sqlite"))
+    content = bytearray(file.read_bytes())
+    content[4096:] = bytes(len(content) - 4096)
+    file.write_bytes(content)
+    with Cache(tmp_path) as cache:
+        assert cache.get(key("stage", 7)) is None
+    with Cache(tmp_path) as cache:
+        cache.put(key("stage", 7), entry())
+    with Cache(tmp_path) as cache:
+        assert cache.get(key("stage", 7)) is not None
+
+
 def test_a_damaged_entry_is_as_good_as_none(tmp_path):
     with Cache(tmp_path) as cache:
         cache.put(key("stage"), entry())

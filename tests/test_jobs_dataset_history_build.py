@@ -308,3 +308,12 @@ def test_a_dataset_is_replaced_by_a_new_one_and_survives_a_failed_one(
     build(repository, tmp_path / "out", tiny_tokenizer, seed=18)
     assert contents(tmp_path / "out") != before
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["out"]
+
+
+def test_a_dataset_that_a_killed_run_had_put_aside_comes_back(repository, tiny_tokenizer, tmp_path):
+    build(repository, tmp_path / "out", tiny_tokenizer)
+    before = contents(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.replaced")
+    with pytest.raises(DatasetError):
+        build(repository, tmp_path / "out", tiny_tokenizer, include=["no such file"])
+    assert contents(tmp_path / "out") == before

@@ -238,16 +238,13 @@ def _fresh(output: Path, source: "Source", config: "Config") -> dict[str, Any] |
 
 def _build(repository: str, git_dir: Path | None, source: "Source", config: "Config", context: Any) -> dict[str, Any]:
     """Build from the repository on this machine, or from one fetched for the purpose."""
-    import tempfile
-
-    from jobs.repository import fetch_url
+    from jobs.mirror import mirrored
+    from workers.caches import mirrors
     from workers.run import run_dataset
 
-    if git_dir is not None:
-        return run_dataset(git_dir, source, config, context)
-    with tempfile.TemporaryDirectory(prefix="repotune-") as folder:
-        fetched = fetch_url(repository, source.commit, Path(folder) / "repository.git")
-        return run_dataset(fetched, source, config, context)
+    if git_dir is None:
+        git_dir = mirrored(repository, source.commit, mirrors())
+    return run_dataset(git_dir, source, config, context)
 
 
 def _print_samples(output: Path, count: int) -> None:

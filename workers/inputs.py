@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jobs.repository import fetch_url, open_bundle
+from jobs.mirror import mirrored
+from jobs.repository import open_bundle
 from jobs.spec import InvalidSpec, JobSpec, Kind, Source
 from queue_app.artifacts import ArtifactStore
 from queue_app.records import JobRecord
 from queue_app.store import JobStore
 from workers.assignment import Assignment
+from workers.caches import mirrors
 from workers.uploads import link_aside
 
 
@@ -45,7 +47,7 @@ def prepare(record: JobRecord, device: str, workdir: Path, store: JobStore, arti
 
 def _repository(source: Source, into: Path, artifacts: ArtifactStore) -> Path:
     if source.bundle is None:
-        return fetch_url(source.repository, source.commit, into)
+        return mirrored(source.repository, source.commit, mirrors())
     return open_bundle(artifacts.fetch(source.bundle), source.commit, into)
 
 

@@ -13,6 +13,7 @@ from jobs.context import JobContext
 from jobs.events import StageStarted
 from jobs.spec import Config, InvalidSpec, JobSpec, Kind, Source
 from workers.assignment import Assignment
+from workers.caches import dataset_cache
 
 
 def run_assignment(assignment: Assignment, context: JobContext) -> dict[str, Any]:
@@ -59,13 +60,6 @@ def run_dataset(git_dir: Path, source: Source, config: Config, context: JobConte
         cache_folder=dataset_cache(),
         tokenizer_key=tokenizer_key(folder),
     )
-
-
-def dataset_cache() -> Path:
-    """Where this machine keeps what dataset jobs worked out, beside its converted models."""
-    from backends.gguf_cache import cache_folder
-
-    return cache_folder().parent / "datasets"
 
 
 def run_training(

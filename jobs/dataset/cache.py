@@ -78,6 +78,8 @@ class Cache:
         self._today = int(time.time()) // _DAY
         self._new: dict[bytes, bytes] = {}
         self._touched: list[bytes] = []
+        self._damaged = False
+        self._connection: sqlite3.Connection | None = None
         self._connection = self._open()
         self.hits = self.misses = 0
 
@@ -103,7 +105,7 @@ class Cache:
             except sqlite3.DatabaseError as error:
                 if "locked" in str(error):
                     return None
-                self._file.unlink(missing_ok=True)
+                self._remove()
             except OSError:
                 return None
             else:
@@ -138,7 +140,8 @@ class Cache:
         assert self._connection is not None  # noqa: S101 - `get` asked
         try:
             row = self._connection.execute("SELECT value, day FROM entries WHERE key = ?", (key,)).fetchone()
-        except sqlite3.Error:
+        except sqlite3.Error as error:
+            self._note(error)
             return None
         if row is not None and row[1] != self._today:
             self._touched.append(key)
@@ -160,7 +163,8 @@ class Cache:
                     self._connection.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", rows)
                     touched = [(self._today, key) for key in self._touched]
                     self._connection.executemany("UPDATE entries SET day = ? WHERE key = ?", touched)
-            except sqlite3.Error:
+            except sqlite3.Error as error:
+                self._note(error)
                 self._connection = None  # a full disk, or another build that writes for long: go on without
         self._new.clear()
         self._touched.clear()
@@ -168,6 +172,8 @@ class Cache:
     def close(self) -> None:
         """Write what is left, and make room where the file has grown too large."""
         self._write()
+        if self._damaged:
+            self._remove()
         if self._connection is None:
             return
         try:
@@ -177,6 +183,19 @@ class Cache:
         finally:
             self._connection.close()
             self._connection = None
+
+    def _note(self, error: sqlite3.Error) -> None:
+        """Remember that the file itself is damaged; that it is busy or the disk is full passes."""
+        self._damaged |= not isinstance(error, sqlite3.OperationalError)
+
+    def _remove(self) -> None:
+        """Let the next build begin a new file."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        for ending in ("", "-wal", "-shm"):
+            if self._file is not None:
+                self._file.with_name(self._file.name + ending).unlink(missing_ok=True)
 
     def _make_room(self) -> None:
         """Remove what was not used for longest until the rest takes half of the limit."""
