@@ -31,6 +31,8 @@ class Lookalike(Reference):
                 raise Panic(text)
             if "interrupt" in text:
                 raise KeyboardInterrupt
+            if "refused" in text:
+                raise ValueError(text)
         encoded = super().encode(texts)
         wrong = [place for place, text in enumerate(texts) if "wrong" in text]
         for place in wrong:
@@ -137,6 +139,15 @@ def test_one_text_in_a_few_is_still_compared_when_the_first_agreed(backend):
     compared = [text for text in texts if engines._is_compared(text)]
     assert 0 < len(compared) < len(texts) / 20
     assert compared == [text for text in reversed(texts) if engines._is_compared(text)][::-1]
+
+
+def test_a_text_that_the_fast_engine_refuses_goes_to_the_reference_alone(backend):
+    engine = open_engine(backend, Lookalike)
+    texts = ["a = 1\n", "refused = 2\n", "b = 3\n", "", "c = 4\n", "refused = 5\n"]
+    ids_of(engine, ["some text to begin with"])
+    assert ids_of(engine, texts) == ids_of(Reference(backend), texts)
+    assert engine.name == "lookalike 1.0"
+    assert engine.note is None
 
 
 def test_ctrl_c_is_no_reason_to_change_the_engine(backend):

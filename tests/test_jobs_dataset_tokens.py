@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jobs.dataset.engines import Reference
@@ -77,6 +77,7 @@ def test_many_texts_come_back_in_order_whatever_the_batches(vocabulary, monkeypa
 @settings(max_examples=100, deadline=None)
 @given(text=st.text(min_size=1, max_size=40))
 def test_tokens_begin_where_their_bytes_do(tiny_tokenizer, vocabulary, text):
+    assume(not set(text) & set(SPELLED))  # a placeholder is spelled otherwise than it stands in the text
     raw = text.encode()
     ids = vocabulary.encode([text])[0]
     starts = vocabulary.byte_starts(ids, len(raw))

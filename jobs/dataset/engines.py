@@ -167,12 +167,25 @@ class Checked:
         if self._fast is None:
             return None
         try:
-            return self._fast.encode(texts)
+            return _joined(self._halves(self._fast, texts))
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 - a panic in Rust reaches Python as no Exception
             self._give_up(self._fast, f"broke ({type(error).__name__})")
             return None
+
+    def _halves(self, fast: Engine, texts: Sequence[str]) -> list[Encoded]:
+        """The ids of the texts in parts: a text that the fast engine refuses is left to the reference.
+
+        It refuses what holds a byte that the vocabulary has no token for, which the reference leaves out.
+        """
+        try:
+            return [fast.encode(texts)]
+        except ValueError:
+            if len(texts) <= 1:
+                return [self._reference.encode(texts)]
+            middle = len(texts) // 2
+            return self._halves(fast, texts[:middle]) + self._halves(fast, texts[middle:])
 
     def _agrees(self, texts: Sequence[str], encoded: Encoded, places: Sequence[int]) -> bool:
         """Whether both engines say the same of the texts at `places`; if not, the fast one is given up."""
@@ -189,6 +202,15 @@ class Checked:
     def _give_up(self, fast: Engine, why: str) -> None:
         self.note = f"{fast.name} {why}, so {self._reference.name} does its work: several times as slow."
         self._fast = None
+
+
+def _joined(parts: Sequence[Encoded]) -> Encoded:
+    """Parts one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    ends = np.cumsum([0, *(int(part.starts[-1]) for part in parts)])
+    starts = [part.starts[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
+    return Encoded(np.concatenate([part.ids for part in parts]), np.concatenate([*starts, ends[-1:]]))
 
 
 def _is_compared(text: str) -> bool:
