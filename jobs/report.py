@@ -70,8 +70,8 @@ def _dataset_facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     repository = source.get("repository") if isinstance(source, Mapping) else source
     facts = [("Repository", repository), ("Commit", manifest.get("commit"))]
     facts.append(("Row length", f"{manifest['sequence_length']:,} tokens"))
-    for split, title in (("train", "Training"), ("held_out", "Held out")):
-        counts = manifest["splits"][split]
+    for split, title in (("train", "Training"), ("held_out", "Held out"), ("future", "Newer commits")):
+        counts = manifest["splits"].get(split, {})
         parts = [f"{counts[unit]:,} {unit}" for unit in ("files", "rows", "tokens") if unit in counts]
         facts.append((title, ", ".join(parts)))
     return [(name, str(value)) for name, value in facts if value]
