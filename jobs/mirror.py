@@ -37,7 +37,7 @@ def mirrored(url: str, commit: str, folder: Path) -> Path:
 def _locked(place: Path) -> Iterator[None]:
     """Let one build at a time fetch into it; a killed one lets go by itself."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise RepositoryError(f"{place.parent} cannot be written ({error.strerror or error}).") from error

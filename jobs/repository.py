@@ -39,7 +39,10 @@ FETCH_TIMEOUT = 3600.0
 _SCHEMES = ("https", "ssh", "file")
 _SCP_LIKE = re.compile(r"(?:\w[\w.-]*@)?(\w[\w.-]*):(?!:)[^\s:].*", re.DOTALL)
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
+_PASSWORD = re.compile(r"(?<=://)[^/\s]+@")
+_SSH_PASSWORD = re.compile(r"(?<=^ssh://)([^/@:\s]*):[^/\s]*@")
+#: Where a token may stand.
+_QUERY = re.compile(r"(?<=://)([^?#\s]*)[?#][^\s]*")
 _CHUNK = 1 << 16
 #: Questions that are put to git at once.
 _LUMP = 256
@@ -66,6 +69,8 @@ _CONFIG = {
     "gc.auto": "0",
     "maintenance.auto": "false",
     "fetch.recurseSubmodules": "false",
+    # Always one pack, which is there whole or not at all; loose objects of a fetch that was killed stay without theirs.
+    "fetch.unpackLimit": "1",
     "submodule.recurse": "false",
     "init.defaultBranch": "main",
 }
@@ -134,7 +139,9 @@ def _is_fetchable(url: str) -> bool:
 
 def shown(repository: str) -> str:
     """The name without the user and password that a URL may carry: for messages and manifests."""
-    return repository if repository.startswith("ssh://") else _PASSWORD.sub("", repository)
+    if repository.startswith("ssh://"):
+        return _SSH_PASSWORD.sub(r"\1@", repository)
+    return _QUERY.sub(r"\1", _PASSWORD.sub("", repository))
 
 
 def resolve(repository: str, ref: str | None = None) -> Resolved:
@@ -373,7 +380,7 @@ def _init(folder: Path, commit: str) -> Path:
 
 
 def _set_refs(git_dir: Path, refs: Mapping[str, str], variables: Mapping[str, str] | None = None) -> None:
-    orders = "".join(f"create {name} {commit}\n" for name, commit in refs.items())
+    orders = "".join(f"update {name} {commit}\n" for name, commit in refs.items())
     done = _run([f"--git-dir={git_dir}", "update-ref", "--stdin"], stdin=orders.encode(), variables=variables)
     if done.returncode:
         raise RepositoryError(f"Commit {next(iter(refs.values()))} cannot be read ({_reason(done.stderr)}).")

@@ -30,6 +30,10 @@ HELD_OUT = "held_out"
 FUTURE = "future"
 SPLITS = (TRAIN, HELD_OUT, FUTURE)
 _NO_ROWS = {"rows": 0}
+#: All that lies in the folder of a dataset.
+DATASET_NAMES = frozenset(
+    {MANIFEST, *SPLITS, "stats.json", "drops.jsonl", "examples.json", "timing.json", "samples.parquet", "report.html"}
+)
 
 #: Flag: a document starts at this token.
 DOCUMENT_START = 1

@@ -5,6 +5,7 @@ A dataset that is there already is replaced by the new one at that moment, and s
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from backends.errors import DISK_FULL
 from jobs.context import OutputExists
-from jobs.shards import MANIFEST, DatasetError
+from jobs.shards import DATASET_NAMES, MANIFEST, DatasetError
 
 
 @contextlib.contextmanager
@@ -27,12 +28,12 @@ def workplace(output: Path) -> Iterator[Path]:
     """
     output = output.resolve()
     try:
-        _restore(output)
         _refuse_occupied(output)
         folder = output.with_name(f".{output.name}.unfinished")
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder, output):
             try:
+                _restore(output)
                 _clear(folder)
                 yield folder
                 _put_in_place(folder, output)
@@ -54,7 +55,17 @@ def may_be_replaced(output: Path) -> bool:
     """True where a dataset may be put: nothing is there, an empty folder, or a dataset."""
     if not output.exists():
         return True
-    return output.is_dir() and ((output / MANIFEST).is_file() or not any(output.iterdir()))
+    return output.is_dir() and (not any(output.iterdir()) or _is_dataset(output))
+
+
+def _is_dataset(folder: Path) -> bool:
+    """True for a folder that holds what a build wrote and nothing else: many programs write a `manifest.json`."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    ours = isinstance(manifest, dict) and {"format", "files", "sequence_length", "tokenizer"} <= set(manifest)
+    return ours and {path.name for path in folder.iterdir()} <= DATASET_NAMES
 
 
 def _restore(output: Path) -> None:
@@ -92,6 +103,9 @@ def _locked(folder: Path, output: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(handle)
         raise DatasetError(f"Another run is writing {output}: wait for it, or name another folder.") from None
+    if not folder.exists() or os.fstat(handle).st_ino != folder.stat().st_ino:
+        os.close(handle)  # the run that held it has just ended and taken the folder with it
+        raise DatasetError(f"Another run has just ended writing {output}: try again.")
     try:
         yield
     finally:

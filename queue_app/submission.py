@@ -84,7 +84,9 @@ def carry(source: Resolved, artifacts: "ArtifactStore", cache: Path) -> str | No
 
 def new_jobs(request: Request, plan: Plan, bundle: str | None) -> tuple[NewJob, NewJob]:
     """The dataset job and the training job of a submission."""
-    source = Source(repository=_identity(request.repository), commit=plan.source.commit, bundle=bundle)
+    source = Source(
+        repository=_identity(request.repository), commit=plan.source.commit, since=plan.source.since, bundle=bundle
+    )
     dataset_config = config_of_dataset(request)
     dataset = NewJob(
         id=new_job_id(Kind.DATASET),
@@ -133,6 +135,7 @@ def dataset_key(source: Source, config: Config) -> str:
     told = {
         "repository": source.repository,
         "commit": source.commit,
+        "since": source.since,
         "dataset": config.dataset.model_dump(mode="json"),
         "model": config.model.model_dump(mode="json"),
     }

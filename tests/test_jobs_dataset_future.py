@@ -21,6 +21,10 @@ def test_a_line_between_others_is_new_alone():
     assert texts("one\nthree\n", "one\ntwo\nthree\n") == ["two\n"]
 
 
+def test_other_line_ends_are_nothing_new():
+    assert texts("one\ntwo\n", "one\r\ntwo\r\n") == []
+
+
 def test_what_was_deleted_or_moved_by_blank_lines_adds_nothing():
     assert texts("one\ntwo\n", "one\n\n\n") == []
 

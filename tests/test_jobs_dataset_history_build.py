@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.context import JobContext
+from jobs.context import JobContext, OutputExists
 from jobs.dataset import build as build_module
 from jobs.dataset import sides
 from jobs.dataset.build import build_dataset
@@ -231,6 +231,12 @@ def test_secrets_anywhere_in_a_history_are_in_no_byte_of_the_output(tiny_tokeniz
     git(folder, "commit", "--quiet", "-am", "Take the settings out of the code again", when=201)
     (folder / "module_01.py").write_text(config + function(502))
     git(folder, "commit", "--quiet", "-am", "Put settings where they do not belong", when=202)
+    hidden = folder / "keys" / f"{github}.py"
+    hidden.parent.mkdir()
+    hidden.write_text(function(503))
+    (folder / f"for_{address}.py").write_text(function(504))
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "Name files after what nobody should know", when=203)
     build(folder, tmp_path / "out", tiny_tokenizer, future=0.0, commit_share=0.7, cache=tmp_path / "cache")
     stats = stats_of(tmp_path / "out")
     assert stats["redactions"]["total"] > 0
@@ -317,3 +323,52 @@ def test_a_dataset_that_a_killed_run_had_put_aside_comes_back(repository, tiny_t
     with pytest.raises(DatasetError):
         build(repository, tmp_path / "out", tiny_tokenizer, include=["no such file"])
     assert contents(tmp_path / "out") == before
+
+
+def test_what_is_excluded_is_not_learned_under_another_name(tiny_tokenizer, tmp_path):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    history(folder, commits=12, files=6)
+    (folder / "private").mkdir()
+    (folder / "private" / "plan.py").write_text(
+        "zebraword = 1\n" + "".join(function(number) for number in range(600, 606))
+    )
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "Keep a plan to ourselves for now", when=50)
+    git(folder, "mv", "private/plan.py", "public.py")
+    (folder / "public.py").write_text("".join(function(number) for number in range(600, 606)))
+    git(folder, "commit", "--quiet", "-am", "Publish what may be known of the plan", when=51)
+    build(folder, tmp_path / "out", tiny_tokenizer, exclude=["private"], future=0.0, commit_share=0.8, doc_share=0.0)
+    dataset = open_dataset(tmp_path / "out")
+    assert "zebraword" not in "".join(text_of(rows, tiny_tokenizer) for rows in (dataset.train, dataset.held_out))
+
+
+def test_an_object_that_was_missing_once_is_learned_when_it_is_there(repository, tiny_tokenizer, tmp_path):
+    git(tmp_path, "clone", "--quiet", "--bare", "--no-local", str(repository), "broken.git")
+    git(tmp_path / "broken.git", "config", "core.looseCompression", "0")
+    pack = next((tmp_path / "broken.git" / "objects" / "pack").glob("*.pack"))
+    moved = pack.rename(tmp_path / pack.name)
+    git(tmp_path / "broken.git", "unpack-objects", "-q", stdin=moved.read_bytes())
+    blob = git(repository, "rev-parse", "HEAD~10:module_03.py")
+    loose = tmp_path / "broken.git" / "objects" / blob[:2] / blob[2:]
+    loose.rename(tmp_path / "aside")
+    settings = {"cache": tmp_path / "cache", "commit_share": 0.8, "doc_share": 0.0}
+    build(tmp_path / "broken.git", tmp_path / "one", tiny_tokenizer, **settings)
+    (tmp_path / "aside").rename(loose)
+    build(tmp_path / "broken.git", tmp_path / "two", tiny_tokenizer, **settings)
+    build(repository, tmp_path / "clean", tiny_tokenizer, commit_share=0.8, doc_share=0.0)
+    assert contents(tmp_path / "two") == contents(tmp_path / "clean")
+
+
+def test_a_folder_with_another_programs_manifest_is_left_alone(repository, tiny_tokenizer, tmp_path):
+    for manifest in ('{"manifest_version": 3}', "not JSON"):
+        (tmp_path / "extension").mkdir(exist_ok=True)
+        (tmp_path / "extension" / "manifest.json").write_text(manifest)
+        (tmp_path / "extension" / "thesis.txt").write_text("years of work")
+        with pytest.raises(OutputExists):
+            build(repository, tmp_path / "extension", tiny_tokenizer)
+    build(repository, tmp_path / "out", tiny_tokenizer)
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputExists):
+        build(repository, tmp_path / "out", tiny_tokenizer, seed=18)
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"

@@ -3,6 +3,7 @@
 import json
 
 from jobs.dataset.identity import identity, is_fresh
+from jobs.shards import DATASET_NAMES, SPLITS
 from jobs.spec import DatasetSection, Source
 
 SOURCE = Source(repository="/code", commit="a" * 40)
@@ -11,6 +12,8 @@ SOURCE = Source(repository="/code", commit="a" * 40)
 def folder_with(folder, identity_, size=3):
     (folder / "train").mkdir()
     (folder / "train" / "00000.ids").write_bytes(b"abc")
+    for name in DATASET_NAMES - {*SPLITS}:
+        (folder / name).touch()
     files = {"train/00000.ids": {"bytes": size, "sha256": "0"}}
     (folder / "manifest.json").write_text(json.dumps({"identity": identity_, "files": files}))
     return folder
@@ -31,6 +34,12 @@ def test_everything_that_bytes_hang_on_is_in_the_identity():
 
 def test_a_dataset_of_that_identity_is_fresh(tmp_path):
     assert is_fresh(folder_with(tmp_path, "same"), "same")
+
+
+def test_a_dataset_without_its_report_is_not(tmp_path):
+    folder = folder_with(tmp_path, "same")
+    (folder / "report.html").unlink()
+    assert not is_fresh(folder, "same")
 
 
 def test_another_identity_a_cut_file_or_no_dataset_is_not(tmp_path):

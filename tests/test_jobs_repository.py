@@ -585,3 +585,17 @@ def test_fields_are_found_however_they_are_cut(fields, data):
 def test_rubbish_is_entries_or_a_sentence_but_never_another_error(rubbish):
     with contextlib.suppress(RepositoryError):
         assert all(entry.path for entry in parse_tree(rubbish))
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https://user:p@ss@host/x.git", "https://host/x.git"),
+        ("https://host/x.git?private_token=abc", "https://host/x.git"),
+        ("ssh://git:pw@host/x", "ssh://git@host/x"),
+        ("ssh://git@host/x", "ssh://git@host/x"),
+        ("https://host/x@y.git", "https://host/x@y.git"),
+    ],
+)
+def test_no_password_of_a_url_is_shown(url, told):
+    assert shown(url) == told

@@ -202,7 +202,9 @@ def _dataset(repo: str, ref: str | None, config: "Config", output: Path, *, as_j
     from workers.foreground import run_in_foreground
 
     resolved = resolve(repo, ref)
-    source = Source(repository=shown(repo), commit=resolved.commit, since=resolved.since, bundle=None)
+    # Of a folder its own name: `.` is called differently from every place.
+    name = shown(repo) if resolved.git_dir is None else str(Path(repo).expanduser().resolve())
+    source = Source(repository=name, commit=resolved.commit, since=resolved.since, bundle=None)
     fresh = _fresh(output, source, config)
     if fresh is not None:
         say(f"Dataset in {output} is up to date: nothing has changed since it was built.", as_json=as_json)

@@ -145,13 +145,17 @@ def _job(
         reader=Reader(git_dir, section, redactor, cache),
         cache=cache,
         stages=stages,
-        cut=cut_commit(git_dir, source.commit, _future_share(git_dir, source.commit, section)) or source.commit,
+        cut=cut_commit(git_dir, source.commit, _future_share(git_dir, source, section)) or source.commit,
     )
 
 
-def _future_share(git_dir: Path, commit: str, section: DatasetSection) -> float:
-    """The share of commits that are only measured: a measure needs no more than so many, however long the history."""
-    return min(section.future, _FUTURE_COMMITS / count_commits(git_dir, commit)) if section.future else 0.0
+def _future_share(git_dir: Path, source: Source, section: DatasetSection) -> float:
+    """The share of all commits that are only measured: a part of those asked for, and no more than a measure needs."""
+    if not section.future:
+        return 0.0
+    total = count_commits(git_dir, source.commit)
+    asked = total if source.since is None else total - count_commits(git_dir, source.since)
+    return min(section.future * asked, _FUTURE_COMMITS) / total
 
 
 def repository_name(repository_: str) -> str:
@@ -255,6 +259,7 @@ def _commits(
         cache=job.cache,
         identity=(
             job.vocabulary.sha256,
+            job.vocabulary.libraries,
             job.layout,
             job.name,
             job.redactor.version,
@@ -395,7 +400,7 @@ def _result(job: _Job, found: Findings) -> dict[str, Any]:
         "train_rows": len(train.rows),
         "held_out_rows": len(held_out.rows),
         "future_rows": len(future.rows),
-        "redactions": sum(item.redactions for item in train.items),
+        "redactions": stats(found, job.section.sequence_length)["redactions"]["total"],
         "sequence_length": job.section.sequence_length,
         "fim": any(item.sample.kind is SampleKind.FILL for item in train.items),
         "shallow": repository.is_shallow(job.git_dir),

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from jobs.dataset.code import code_version
 
 #: Of the layout of what is kept; another one begins a new file.
-_FORMAT = 1
+_FORMAT = 2
 #: Bytes on disk beyond which what was not used for longest goes.
 LIMIT_BYTES = 2 << 30
 #: Entries written in one transaction: a build that is stopped loses this much work at most.
-_BATCH = 256
+_BATCH, _BATCH_BYTES = 256, 16 << 20
+_CHECKSUM = 8
 _DAY = 86_400
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB NOT NULL, day INTEGER NOT NULL) WITHOUT ROWID
@@ -42,7 +43,8 @@ class Entry:
         """As bytes: a line of JSON that names the arrays, then their content."""
         shapes = {name: [array.dtype.str, len(array)] for name, array in self.arrays.items()}
         head = json.dumps({"facts": self.facts, "arrays": shapes}, separators=(",", ":")).encode()
-        return b"\n".join([head, b"".join(np.ascontiguousarray(array).tobytes() for array in self.arrays.values())])
+        body = b"\n".join([head, b"".join(np.ascontiguousarray(array).tobytes() for array in self.arrays.values())])
+        return _checksum(body) + body
 
     @classmethod
     def unpacked(cls, value: bytes) -> "Entry":
@@ -51,6 +53,9 @@ class Entry:
         Raises:
             ValueError: it is something else.
         """
+        value, checksum = value[_CHECKSUM:], value[:_CHECKSUM]
+        if _checksum(value) != checksum:
+            raise ValueError("an entry of the cache is damaged")
         end = value.index(b"\n")
         head = json.loads(value[:end])
         arrays, place = {}, end + 1
@@ -58,6 +63,10 @@ class Entry:
             arrays[name] = np.frombuffer(value, np.dtype(kind), length, place)
             place += arrays[name].nbytes
         return cls(head["facts"], arrays)
+
+
+def _checksum(value: bytes) -> bytes:
+    return hashlib.blake2b(value, digest_size=_CHECKSUM).digest()
 
 
 def key(stage: str, *parts: object) -> bytes:
@@ -77,6 +86,7 @@ class Cache:
         self._limit = limit_bytes
         self._today = int(time.time()) // _DAY
         self._new: dict[bytes, bytes] = {}
+        self._new_bytes = 0
         self._touched: list[bytes] = []
         self._damaged = False
         self._connection: sqlite3.Connection | None = None
@@ -97,7 +107,7 @@ class Cache:
             return None
         for _ in range(2):
             try:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
+                self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 connection = sqlite3.connect(self._file, timeout=5)
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute("PRAGMA synchronous=OFF")
@@ -152,7 +162,8 @@ class Cache:
         if self._connection is None:
             return
         self._new[key] = entry.packed()
-        if len(self._new) >= _BATCH:
+        self._new_bytes += len(self._new[key])
+        if len(self._new) >= _BATCH or self._new_bytes >= _BATCH_BYTES:
             self._write()
 
     def _write(self) -> None:
@@ -167,6 +178,7 @@ class Cache:
                 self._note(error)
                 self._connection = None  # a full disk, or another build that writes for long: go on without
         self._new.clear()
+        self._new_bytes = 0
         self._touched.clear()
 
     def close(self) -> None:

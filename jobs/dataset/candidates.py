@@ -110,10 +110,17 @@ class Learned:
 
     def _takes(self, change: Change) -> bool:
         """Whether a change is of a text that is learned, told by its name."""
-        if change.mode in _LINKS or change.before == change.after:
+        # A file that was a link before would show where that led.
+        if change.mode in _LINKS or change.kind == "T" or change.before == change.after:
             return False
-        entry = TreeEntry(mode=change.mode, blob=change.after or change.before or "", size=1, path=change.path)
-        return self._reason_of(entry) is None
+        blob = change.after or change.before or ""
+        # Both names must be learned: the text before is shown, too.
+        entries = [TreeEntry(mode=change.mode, blob=blob, size=1, path=path) for path in _names(change)]
+        return all(self._reason_of(entry) is None for entry in entries)
+
+
+def _names(change: Change) -> set[bytes]:
+    return {change.path, change.before_path}
 
 
 def apart_from(candidates: list[Commit], lineages: Lineages, held_out: Collection[bytes]) -> Iterator[Commit]:

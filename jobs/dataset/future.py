@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.dataset.attributes import Attributes
 from jobs.dataset.candidates import lot
-from jobs.dataset.files import path_filter, shown_path
+from jobs.dataset.files import path_filter
 from jobs.dataset.history import changes_between
 from jobs.dataset.reading import Reader, Text
 from jobs.repository import TreeEntry
@@ -43,12 +43,13 @@ def future_files(
         change
         for change in changes_between(git_dir, *span)
         if change.after
+        and change.kind != "T"
         and change.after != change.before
         and reason_of(TreeEntry(mode=change.mode, blob=change.after, size=1, path=change.path)) is None
     ]
     changes.sort(key=lambda change: lot(section.seed, change.path.decode("latin-1")))
     wanted = [
-        (shown_path(path), blob)
+        (reader.path(path), blob)
         for change in changes
         for path, blob in ((change.before_path, change.before), (change.path, change.after))
         if blob
@@ -62,7 +63,7 @@ def future_files(
         added = added_spans(before.text if isinstance(before, Text) else "", after.text)
         if added:
             yield FutureFile(
-                shown_path(change.path),
+                reader.path(change.path),
                 change.after or "",
                 len(after.text.encode()),
                 after.text,
@@ -73,9 +74,9 @@ def future_files(
 
 def added_spans(before: str, after: str) -> tuple[tuple[int, int], ...]:
     """Spans of characters of `after` that are lines not in `before`, blank ones left out."""
-    old, new = before.splitlines(keepends=True), after.splitlines(keepends=True)
+    old, new = before.splitlines(), after.splitlines()
     starts = [0]
-    for line in new:
+    for line in after.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     return tuple(
         (starts[start], starts[stop])

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from jobs.dataset.code import code_version
-from jobs.shards import MANIFEST
+from jobs.shards import DATASET_NAMES, MANIFEST, SPLITS
 from jobs.spec import DatasetSection, Source
 
 #: Libraries that what is built hangs on.
@@ -59,6 +59,7 @@ def is_fresh(folder: Path, wanted: str) -> bool:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         sizes = {name: about["bytes"] for name, about in manifest["files"].items()}
         whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
+        whole = whole and all((folder / name).exists() for name in DATASET_NAMES - {*SPLITS})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return whole and manifest.get("identity") == wanted

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from jobs import repository
 from jobs.dataset.cache import Cache, Entry, key
-from jobs.dataset.files import Reason, decode, text_reason
+from jobs.dataset.files import Reason, decode, shown_path, text_reason
 from jobs.dataset.licences import spdx_of
-from jobs.dataset.redaction import Redactor
+from jobs.dataset.redaction import SPELLED, Redactor
 from jobs.dataset.shingles import shingles
 from jobs.spec import DatasetSection
 
@@ -57,8 +57,15 @@ class Reader:
         self._redactor = redactor
         self._cache = cache
         self._rules = (redactor.version, section.encoding, section.max_file_bytes)
+        #: Paths are many and short: our own rules suffice, and tell the same on every machine.
+        self._path_redactor = Redactor("built-in")
         #: Bytes that git handed over.
         self.bytes = 0
+
+    def path(self, raw: bytes) -> str:
+        """A path as text of one line, without what must stay secret: it is learned, and shown to people."""
+        text = self._path_redactor.redact(shown_path(raw)).text
+        return "".join(SPELLED.get(letter, letter) for letter in text)
 
     def read(self, wanted: Sequence[tuple[str, str]], *, kept: bool = True) -> Iterator[Text | Reason]:
         """The text of every (path, blob) in the order asked for, or why it is not learned."""
@@ -73,7 +80,8 @@ class Reader:
                 continue
             content = next(self._fresh([blob])) if there else next(fresh)
             verdict = self._judge(path, content)
-            if kept:
+            # An object that is missing today may be fetched tomorrow.
+            if kept and verdict is not Reason.MISSING:
                 self._cache.put(one, _packed(verdict))
             yield verdict
 

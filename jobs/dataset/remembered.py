@@ -1,11 +1,13 @@
 """A vocabulary that tokenises no text twice: the ids of earlier builds come from the cache."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs.dataset.cache import Cache, Entry, key
+from jobs.dataset.identity import versions
 from jobs.dataset.tokens import Ids, Vocabulary
 
 _STAGE = "ids"
@@ -19,10 +21,15 @@ class RememberedVocabulary(Vocabulary):
     def __init__(self, vocabulary: Vocabulary, cache: Cache) -> None:
         self.__dict__.update(vocabulary.__dict__)
         self._cache = cache
+        #: What ids hang on beside the tokenizer's files.
+        self.libraries = json.dumps(versions(), sort_keys=True)
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of every text; only those that no build has seen are tokenised."""
-        keys = [key(_STAGE, self.sha256, text) if len(text) >= _FEWEST_CHARACTERS else None for text in texts]
+        keys = [
+            key(_STAGE, self.sha256, self.libraries, text) if len(text) >= _FEWEST_CHARACTERS else None
+            for text in texts
+        ]
         entries = [self._cache.get(one) if one else None for one in keys]
         missing = [text for text, entry in zip(texts, entries, strict=True) if entry is None]
         fresh = iter(super().encode(missing))
@@ -36,6 +43,9 @@ class RememberedVocabulary(Vocabulary):
             if one is not None and self.note is None:
                 self._cache.put(one, Entry({}, {"ids": found[-1].astype(np.uint32)}))
         return found
+
+    def _key(self, text: str) -> bytes | None:
+        return key(_STAGE, self.sha256, self.libraries, text) if len(text) >= _FEWEST_CHARACTERS else None
 
     def decode(self, ids: NDArray[np.uint32]) -> str:
         """The text of ids, special tokens spelled out."""

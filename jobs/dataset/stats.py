@@ -140,8 +140,11 @@ def _redactions(found: Findings) -> dict[str, Any]:
     places = [(file.path, file.redactions) for file in found.survey.files if file.redactions]
     places += [(name, dict(counts)) for name, counts in found.other_redactions if counts]
     rules = summed([counts for _, counts in places])
-    places.sort(key=lambda place: (-sum(place[1].values()), place[0]))
-    return {"total": sum(rules.values()), "rules": rules, "paths": dict(places[:_PATHS])}
+    paths: dict[str, dict[str, int]] = {}
+    for path, counts in places:
+        paths[path] = summed([paths.get(path, {}), counts])
+    most = sorted(paths, key=lambda path: (-sum(paths[path].values()), path))[:_PATHS]
+    return {"total": sum(rules.values()), "rules": rules, "paths": {path: paths[path] for path in most}}
 
 
 def _licences(found: Findings) -> dict[str, Any]:

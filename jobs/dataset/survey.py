@@ -19,7 +19,7 @@ from jobs.spec import DatasetSection
 from jobs.stages import Stages
 
 #: Bytes of candidate files up to which every shingle of theirs is held in memory; beyond, one in `_THIN`.
-_ALL_SHINGLES = 64 << 20
+_ALL_SHINGLES = 256 << 20
 _THIN = 16
 _ATTRIBUTES = b".gitattributes"
 
@@ -70,13 +70,13 @@ def survey_files(git_dir: Path, commit: str, section: DatasetSection, reader: Re
     stages.start("enumerate", f"Listing commit {commit[:12]}.")
     entries = list(repository.list_files(git_dir, commit))
     attributes = read_attributes(git_dir, entries)
-    candidates, drops = _by_name(entries, section, attributes, stages)
+    candidates, drops = _by_name(entries, section, attributes, reader, stages)
     stages.start("read", f"Reading {len(candidates)} files.")
     survey = Survey([], drops, attributes, [], [], [])
     thin = sum(entry.size for entry in candidates) > _ALL_SHINGLES
     first: dict[tuple[object, ...], tuple[str, str]] = {}
     for entry in candidates:
-        first.setdefault(_as_read(entry), (shown_path(entry.path), entry.blob))
+        first.setdefault(_as_read(entry), (reader.path(entry.path), entry.blob))
     texts = reader.read(list(first.values()))
     told: dict[tuple[object, ...], Reason] = {}
     seen: set[str] = set()
@@ -89,7 +89,7 @@ def survey_files(git_dir: Path, commit: str, section: DatasetSection, reader: Re
         if isinstance(verdict, Text) and entry.blob in seen:
             verdict = Reason.DUPLICATE
         seen.add(entry.blob)
-        _take(survey, entry, verdict, attributes, thin=thin)
+        _take(survey, entry, reader.path(entry.path), verdict, thin=thin)
     survey.drops.sort(key=lambda drop: (drop.path, drop.blob))
     stages.start("filter", f"{len(survey.files)} files are kept, {len(survey.drops)} left out.")
     return survey
@@ -113,7 +113,11 @@ def read_attributes(git_dir: Path, entries: Sequence[TreeEntry]) -> Attributes:
 
 
 def _by_name(
-    entries: Sequence[TreeEntry], section: DatasetSection, attributes: Attributes, stages: Stages
+    entries: Sequence[TreeEntry],
+    section: DatasetSection,
+    attributes: Attributes,
+    reader: Reader,
+    stages: Stages,
 ) -> tuple[list[TreeEntry], list[Drop]]:
     """The entries whose text is worth reading, and the others with their reasons."""
     reason_of = path_filter(section, attributes.says)
@@ -125,16 +129,15 @@ def _by_name(
         if reason is None:
             candidates.append(entry)
         else:
-            drops.append(Drop(path=shown_path(entry.path), blob=entry.blob, bytes=entry.size, reason=reason))
+            drops.append(Drop(path=reader.path(entry.path), blob=entry.blob, bytes=entry.size, reason=reason))
     return candidates, drops
 
 
-def _take(survey: Survey, entry: TreeEntry, verdict: Text | Reason, attributes: Attributes, *, thin: bool) -> None:
-    path = shown_path(entry.path)
+def _take(survey: Survey, entry: TreeEntry, path: str, verdict: Text | Reason, *, thin: bool) -> None:
     if isinstance(verdict, Reason):
         survey.drops.append(Drop(path=path, blob=entry.blob, bytes=entry.size, reason=verdict))
         return
-    said = attributes.is_documentation(entry.path)
+    said = survey.attributes.is_documentation(entry.path)
     if is_licence_file(path):
         survey.licences.append((path, licence_of(verdict.text)))
     survey.files.append(
