@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 _STOP_SECONDS = 20.0
+#: Set before the broker is asked to leave: its end is then no reason to leave before the note of it is gone.
+_stopping = threading.Event()
 
 
 def main() -> None:
@@ -32,6 +34,7 @@ def main() -> None:
         try:
             fcntl.flock(users, fcntl.LOCK_EX)
         finally:
+            _stopping.set()
             _stop(assignment, server)
             (folder / "broker.json").unlink(missing_ok=True)
 
@@ -52,7 +55,9 @@ def _start(assignment: dict[str, Any]) -> "subprocess.Popen[bytes] | None":
 
 def _leave_with(server: "subprocess.Popen[bytes]") -> None:
     """A broker that ended by itself needs no guard."""
-    os._exit(1 if server.wait() else 0)
+    code = server.wait()
+    if not _stopping.is_set():
+        os._exit(1 if code else 0)
 
 
 def _stop(assignment: dict[str, Any], server: "subprocess.Popen[bytes] | None") -> None:
