@@ -1,7 +1,7 @@
 """Renders commits until there are tokens enough, each through the cache."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -9,15 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.dataset.ahead import ahead
 from jobs.dataset.cache import Cache, Entry, key
 from jobs.dataset.candidates import Learned
 from jobs.dataset.commits import CommitRenderer, CommitText, FileEdit
 from jobs.dataset.files import Reason
 from jobs.dataset.fim import Mode
 from jobs.dataset.history import Change, Commit
-from jobs.dataset.reading import Reader, Text, summed
+from jobs.dataset.hunks import Part, changed_part
+from jobs.dataset.reading import LEAK_WORDS, Reader, summed
 from jobs.dataset.redaction import Redactor
 from jobs.dataset.samples import Sample, SampleKind
+from jobs.dataset.shingles import distinct, shingles
 from jobs.stages import Stages
 
 _STAGE = "commit"
@@ -25,6 +28,9 @@ _STAGE = "commit"
 _BATCH = 16
 #: Larger files are not shown in commits: CommitPack's limit.
 MOST_BYTES = 100_000
+#: Lines beyond those that a sample may show that are looked through for what tells of a secret.
+_AROUND = 16
+_PRIVATE_KEY = "PRIVATE KEY"
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,22 @@ class Told:
 
 class _Draft(NamedTuple):
     text: CommitText
-    redactions: dict[str, int]
+    redactions: Mapping[str, int]
     leak: NDArray[np.uint64]
     #: No object of it was missing.
     whole: bool
+
+
+class _Edited(NamedTuple):
+    """A change as it is shown, or why it is not."""
+
+    edit: FileEdit | None
+    redactions: Mapping[str, int]
+    leak: NDArray[np.uint64]
+    reason: Reason | None = None
+
+
+_NOTHING = np.zeros(0, np.uint64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,42 +105,62 @@ class Chronicler:
     def _fresh(self, commits: list[Commit]) -> Iterator[tuple[Entry, bool]]:
         """What is to be kept of each commit, and whether all of it was there to be read."""
         changes = [self.learned.changes(commit) for commit in commits]
-        texts = self.reader.read([side for commit in changes for side in self._sides(commit)], kept=False)
-        told = [self._text(commit, chosen, texts) for commit, chosen in zip(commits, changes, strict=True)]
+        edited = ahead(self._edited, self._sources([change for chosen in changes for change in chosen]))
+        told = [
+            self._draft(commit, list(islice(edited, len(chosen))))
+            for commit, chosen in zip(commits, changes, strict=True)
+        ]
         samples: dict[int, list[Sample]] = {}
         for sample in self.renderer.render([draft.text for draft in told]):
             samples.setdefault(sample.document, []).append(sample)
         for place, draft in enumerate(told):
             yield _kept(draft, samples.get(place, [])), draft.whole
 
-    def _sides(self, changes: list[Change]) -> Iterator[tuple[str, str]]:
+    def _sources(self, changes: Sequence[Change]) -> Iterator[tuple[Change, list[bytes | None]]]:
+        """Changes and what git stores of both sides; a side that is not there is an empty file."""
+        contents = self.reader.contents([blob for change in changes for blob in (change.before, change.after) if blob])
         for change in changes:
-            if change.before:
-                yield self.reader.path(change.before_path), change.before
-            if change.after:
-                yield self.reader.path(change.path), change.after
+            yield change, [next(contents) if blob else b"" for blob in (change.before, change.after)]
 
-    def _text(self, commit: Commit, changes: list[Change], texts: Iterator[Text | Reason]) -> _Draft:
-        message = self.redactor.redact(commit.message)
-        edits, counts = [], [dict(message.counts)]
-        hashes = [np.zeros(0, np.uint64)]
-        whole = True
-        for change in changes:
-            sides = [next(texts) if blob else None for blob in (change.before, change.after)]
-            # A missing object may be fetched tomorrow, or lie in another clone.
-            whole &= Reason.MISSING not in sides
+    def _edited(self, source: tuple[Change, list[bytes | None]]) -> _Edited:
+        """What a change did, its secrets hidden: only the part that a sample can show is looked through."""
+        change, contents = source
+        paths = self.reader.path(change.path), self.reader.path(change.before_path)
+        sides = [self.reader.decoded(path, content) for path, content in zip(reversed(paths), contents, strict=True)]
+        for side in sides:
             # A side that is not learned (binary, generated, too large) takes its file out; an empty one is a text.
-            if any(isinstance(side, Reason) and side is not Reason.EMPTY for side in sides):
-                continue
-            before, after = (side.text if isinstance(side, Text) else "" for side in sides)
-            if before != after:
-                paths = self.reader.path(change.path), self.reader.path(change.before_path)
-                edits.append(FileEdit(*paths, before, after))
-                both = [side for side in sides if isinstance(side, Text)]
-                counts.append(dict(both[-1].redactions))
-                hashes += [side.leak for side in both]
-        text = CommitText(commit.id, message.text, tuple(edits))
-        return _Draft(text, summed(counts), np.unique(np.concatenate(hashes)), whole)
+            if isinstance(side, Reason) and side is not Reason.EMPTY:
+                return _Edited(None, {}, _NOTHING, side)
+        before, after = ("" if isinstance(side, Reason) else side for side in sides)
+        part = shown_part(before, after)
+        if part is None:
+            return _Edited(None, {}, _NOTHING)
+        old, new = (self.redactor.redact(text) for text in (part.before, part.after))
+        if old.text == new.text:
+            return _Edited(None, {}, _NOTHING)
+        leak = np.concatenate([shingles(side.text, LEAK_WORDS) for side in (old, new)])
+        # What both sides hide was hidden once.
+        counts = Counter(old.counts) | Counter(new.counts)
+        return _Edited(FileEdit(*paths, old.text, new.text, part.offset), counts, leak)
+
+    def _draft(self, commit: Commit, edited: Sequence[_Edited]) -> _Draft:
+        message = self.redactor.redact(commit.message)
+        counts = summed([message.counts, *(one.redactions for one in edited)])
+        edits = tuple(one.edit for one in edited if one.edit)
+        leak = distinct(np.concatenate([_NOTHING, *(one.leak for one in edited)]))
+        # A missing object may be fetched tomorrow, or lie in another clone.
+        whole = all(one.reason is not Reason.MISSING for one in edited)
+        return _Draft(CommitText(commit.id, message.text, edits), counts, leak, whole)
+
+
+def shown_part(before: str, after: str) -> Part | None:
+    """The part of a change that its samples may show, with lines around it by which a rule may know a secret.
+
+    All of both texts where a private key may be in one of them: its lines are told by its first alone.
+    """
+    if before != after and any(_PRIVATE_KEY in text for text in (before, after)):
+        return Part(0, before, after)
+    return changed_part(before, after, _AROUND)
 
 
 def _kept(draft: _Draft, samples: list[Sample]) -> Entry:

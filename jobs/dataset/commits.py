@@ -6,7 +6,7 @@ headings. Code that was there before is context and is not learned: it would be 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -29,12 +29,20 @@ _HALVINGS = 8
 
 @dataclass(frozen=True)
 class FileEdit:
-    """A file that a commit changed; `before` is empty where it is new."""
+    """A file that a commit changed, or the part of it around the change; `before` is empty where it is new."""
 
     path: str
     before_path: str
     before: str
     after: str
+    #: Lines of the file that stand before the part.
+    offset: int = 0
+
+    @property
+    def window(self) -> Window | None:
+        """What changed, with the file's own line numbers."""
+        changed = window(self.before, self.after)
+        return replace(changed, offset=changed.offset + self.offset) if changed else None
 
 
 @dataclass(frozen=True)
@@ -149,7 +157,7 @@ class CommitRenderer:
         if message_reason(commit.message) is not None:
             return None
         edits = [edit for edit in commit.files if edit.after]
-        windows = [(edit, window(edit.before, edit.after)) for edit in edits]
+        windows = [(edit, edit.window) for edit in edits]
         files = tuple(_Changed(edit.path, edit.before_path, changed) for edit, changed in windows if changed)
         if not files:
             return None

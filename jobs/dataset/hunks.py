@@ -57,10 +57,32 @@ def window(before: str, after: str) -> Window | None:
     if max(before.count("\n", start, stops[0]), after.count("\n", start, stops[1])) > _MOST_LINES:
         return None
     old, new = _lines(before[start : stops[0]]), _lines(after[start : stops[1]])
-    lead, tail = _last_lines(before, start), _first_lines(before, stops[0])
+    lead = _lines(before[_lines_above(before, start, MOST_CONTEXT) : start])
+    tail = _lines(before[stops[0] : _lines_below(before, stops[0], MOST_CONTEXT)])
     edits = tuple(_moved(edit, len(lead)) for edit in _edits(old, new))
     offset = before.count("\n", 0, start) - len(lead)
     return Window(offset, lead + old + tail, lead + new + tail, edits) if edits else None
+
+
+class Part(NamedTuple):
+    """The lines of two texts from the first change to the last, and lines around them."""
+
+    #: Lines that stand before the part.
+    offset: int
+    before: str
+    after: str
+
+
+def changed_part(before: str, after: str, around: int) -> Part | None:
+    """What of two texts a `window` shows, and up to `around` lines more on either side; None if nothing changed."""
+    start = before.rfind("\n", 0, _common_start(before, after)) + 1
+    end = _common_end(before[start:], after[start:])
+    stops = len(before) - end, len(after) - end
+    if before[start : stops[0]] == after[start : stops[1]]:
+        return None
+    lead = _lines_above(before, start, MOST_CONTEXT + around)
+    tail = _lines_below(before, stops[0], MOST_CONTEXT + around) - stops[0]
+    return Part(before.count("\n", 0, lead), before[lead : stops[0] + tail], after[lead : stops[1] + tail])
 
 
 def hunks(change: Window, context: int) -> list[Hunk]:
@@ -118,22 +140,25 @@ def _lines(text: str) -> list[str]:
     return lines
 
 
-def _last_lines(text: str, stop: int) -> list[str]:
-    """The last lines of `text[:stop]`, which ends with a line."""
+def _lines_above(text: str, stop: int, count: int) -> int:
+    """Where the last `count` lines of `text[:stop]` begin, which ends with a line."""
     start = stop
-    for _ in range(MOST_CONTEXT):
+    for _ in range(count):
         if start == 0:
             break
         start = text.rfind("\n", 0, start - 1) + 1
-    return _lines(text[start:stop])
+    return start
 
 
-def _first_lines(text: str, start: int) -> list[str]:
+def _lines_below(text: str, start: int, count: int) -> int:
+    """Where the first `count` lines of `text[start:]` end."""
     stop = start
-    for _ in range(MOST_CONTEXT):
+    for _ in range(count):
         found = text.find("\n", stop)
-        stop = found + 1 if found >= 0 else len(text)
-    return _lines(text[start:stop])
+        if found < 0:
+            return len(text)
+        stop = found + 1
+    return stop
 
 
 def _common_start(one: str, other: str) -> int:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jobs import repository
+from jobs.dataset.ahead import ahead
 from jobs.dataset.cache import Cache, Entry, key
 from jobs.dataset.files import Reason, decode, shown_path, text_reason
 from jobs.dataset.licences import spdx_of
@@ -23,6 +24,8 @@ from jobs.spec import DatasetSection
 _STAGE = "text"
 #: Words of a run by which near copies are found, and of one by which leaks are measured.
 NEAR_WORDS, LEAK_WORDS = 5, 13
+#: Paths whose shown form is remembered.
+_MOST_PATHS = 100_000
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Text:
 
 
 class Reader:
-    """Reads blobs of one repository, each through the cache if it is to be `kept` there."""
+    """Reads blobs of one repository."""
 
     def __init__(self, git_dir: Path, section: DatasetSection, redactor: Redactor, cache: Cache) -> None:
         self._git_dir = git_dir
@@ -59,51 +62,77 @@ class Reader:
         self._rules = (redactor.version, section.encoding, section.max_file_bytes)
         #: Paths are many and short: our own rules suffice, and tell the same on every machine.
         self._path_redactor = Redactor("built-in")
+        self._paths: dict[bytes, str] = {}
         #: Bytes that git handed over.
         self.bytes = 0
 
     def path(self, raw: bytes) -> str:
         """A path as text of one line, without what must stay secret: it is learned, and shown to people."""
-        text = self._path_redactor.redact(shown_path(raw)).text
-        return "".join(SPELLED.get(letter, letter) for letter in text)
+        if raw not in self._paths:
+            if len(self._paths) == _MOST_PATHS:
+                self._paths.clear()
+            text = self._path_redactor.redact(shown_path(raw)).text
+            self._paths[raw] = "".join(SPELLED.get(letter, letter) for letter in text)
+        return self._paths[raw]
 
-    def read(self, wanted: Sequence[tuple[str, str]], *, kept: bool = True) -> Iterator[Text | Reason]:
+    def read(self, wanted: Sequence[tuple[str, str]]) -> Iterator[Text | Reason]:
         """The text of every (path, blob) in the order asked for, or why it is not learned."""
         keys = [key(_STAGE, *self._rules, path, blob) for path, blob in wanted]
-        # Entries hold whole texts: only whether they are there is asked of all of them at once.
-        known = [kept and self._cache.has(one) for one in keys]
-        fresh = self._fresh([blob for (_, blob), there in zip(wanted, known, strict=True) if not there])
-        for (path, blob), one, there in zip(wanted, keys, known, strict=True):
-            entry = self._cache.get(one) if kept else None
-            if entry is not None and there:
-                yield _unpacked(entry)
-                continue
-            content = next(self._fresh([blob])) if there else next(fresh)
-            verdict = self._judge(path, content)
-            # An object that is missing today may be fetched tomorrow.
-            if kept and verdict is not Reason.MISSING:
-                self._cache.put(one, _packed(verdict))
+        for one, (verdict, entry) in zip(keys, ahead(self._worked_out, self._sources(wanted, keys)), strict=True):
+            if entry is not None:
+                self._cache.put(one, entry)
             yield verdict
 
-    def _fresh(self, blobs: Sequence[str]) -> Iterator[bytes | None]:
+    def _sources(self, wanted: Sequence[tuple[str, str]], keys: Sequence[bytes]) -> Iterator["_Source"]:
+        """What each text is made of, read one after the other."""
+        # Entries hold whole texts: only whether they are there is asked of all of them at once.
+        known = [self._cache.has(one) for one in keys]
+        fresh = self.contents([blob for (_, blob), there in zip(wanted, known, strict=True) if not there])
+        for (path, blob), one, there in zip(wanted, keys, known, strict=True):
+            entry = self._cache.get(one)
+            if entry is not None and there:
+                yield _Source(path, None, entry)
+            else:
+                yield _Source(path, next(self.contents([blob])) if there else next(fresh), None)
+
+    def _worked_out(self, source: "_Source") -> tuple[Text | Reason, Entry | None]:
+        """The text, and what is to be kept of it."""
+        if source.entry is not None:
+            return _unpacked(source.entry), None
+        verdict = self._judge(source.path, source.content)
+        # An object that is missing today may be fetched tomorrow.
+        return verdict, None if verdict is Reason.MISSING else _packed(verdict)
+
+    def contents(self, blobs: Sequence[str]) -> Iterator[bytes | None]:
+        """The blobs as git stores them, None for one that is missing or too large."""
         if blobs:
             for _, content in repository.read_blobs(self._git_dir, blobs, self._section.max_file_bytes):
                 self.bytes += len(content or b"")
                 yield content
 
-    def _judge(self, path: str, content: bytes | None) -> Text | Reason:
+    def decoded(self, path: str, content: bytes | None) -> str | Reason:
+        """A blob's text with its secrets still in it, or why it is not learned."""
         if content is None:
             return Reason.MISSING
         decoded = decode(content, self._section.encoding)
+        return decoded if isinstance(decoded, Reason) else text_reason(path, decoded) or decoded
+
+    def _judge(self, path: str, content: bytes | None) -> Text | Reason:
+        decoded = self.decoded(path, content)
         if isinstance(decoded, Reason):
             return decoded
-        reason = text_reason(path, decoded)
-        if reason is not None:
-            return reason
         redacted = self._redactor.redact(decoded)
-        bare = "\n".join(line.rstrip() for line in redacted.text.splitlines()).strip()
+        bare = "\n".join([line.rstrip() for line in redacted.text.splitlines()]).strip()
         digest = hashlib.blake2b(bare.encode(), digest_size=16).hexdigest()
         return Text(redacted.text, digest, dict(sorted(redacted.counts.items())), spdx_of(decoded))
+
+
+class _Source(NamedTuple):
+    """A blob, or what the cache has of its text."""
+
+    path: str
+    content: bytes | None
+    entry: Entry | None
 
 
 def _packed(verdict: Text | Reason) -> Entry:

@@ -77,22 +77,33 @@ class Guard:
     """Tells whether a text would give away a held-out file."""
 
     def __init__(self, survey: Survey, sides: Sides, limit: float) -> None:
-        held = [survey.leak[index] for index in sides.held_out]
         common = common_runs(survey.leak)
-        telling = [one[~np.isin(one, common)] for one in held]
+        telling = [one[~np.isin(one, common)] for one in (survey.leak[index] for index in sides.held_out)]
+        runs = np.concatenate([_NO_RUNS, *telling])
+        order = np.argsort(runs, kind="stable")
         self._limit = limit
         self._sizes = np.array([max(1, len(one)) for one in telling])
-        self._runs = np.concatenate([np.zeros(0, np.uint64), *telling])
-        self._files = np.repeat(np.arange(len(telling)), [len(one) for one in telling])
+        #: The runs of all held-out files, sorted, and the file that each is of.
+        self._runs = runs[order]
+        self._files = np.repeat(np.arange(len(telling)), [len(one) for one in telling])[order]
 
     def refuses(self, leak: NDArray[np.uint64]) -> bool:
-        """Whether more than the limit of a held-out file's runs of words are in a text with the runs `leak`."""
-        found = np.isin(self._runs, leak)
-        shares = np.bincount(self._files[found], minlength=len(self._sizes)) / self._sizes
+        """Whether more than the limit of a held-out file's runs of words are in a text with the runs `leak`, sorted."""
+        first, last = (np.searchsorted(self._runs, leak, side) for side in ("left", "right"))
+        known = np.flatnonzero(last > first)
+        if not len(known):
+            return False
+        places = np.concatenate([np.arange(first[place], last[place]) for place in known])
+        shares = np.bincount(self._files[places], minlength=len(self._sizes)) / self._sizes
         return bool((shares > self._limit).any())
+
+
+_NO_RUNS = np.zeros(0, np.uint64)
 
 
 def common_runs(sets: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     """Runs of words that many files have in common: licences and other boilerplate."""
-    runs, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *sets]), return_counts=True)
-    return runs[counts > max(COMMON_FILES, COMMON_SHARE * len(sets))]
+    runs = np.sort(np.concatenate([_NO_RUNS, *sets]))
+    starts = np.flatnonzero(np.concatenate([[True], runs[1:] != runs[:-1]])[: len(runs)])
+    counts = np.diff(starts, append=len(runs))
+    return runs[starts[counts > max(COMMON_FILES, COMMON_SHARE * len(sets))]]

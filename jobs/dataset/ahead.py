@@ -1,0 +1,34 @@
+"""Works on the next items while one is looked at.
+
+For work that mostly leaves Python: scanning for secrets, sorting, compressing. What comes out is what `map` would give,
+in the same order, so that the number of threads changes nothing but the time.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+#: More threads wait for Python's own lock.
+_THREADS = 2
+#: Items begun and not yet asked for: what they hold is in memory at once.
+_WAITING = 4
+
+
+def ahead(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """`map(function, items)`, a few items ahead; `items` is read in the caller's thread."""
+    rest = iter(items)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="ahead") as threads:
+        begun: deque[Future[_Result]] = deque(threads.submit(function, item) for item in islice(rest, _WAITING))
+        try:
+            while begun:
+                result = begun.popleft().result()
+                begun.extend(threads.submit(function, item) for item in islice(rest, 1))
+                yield result
+        finally:
+            for future in begun:
+                future.cancel()
