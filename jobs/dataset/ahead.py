@@ -15,15 +15,16 @@ _Result = TypeVar("_Result")
 
 #: More threads wait for Python's own lock.
 _THREADS = 2
-#: Items begun and not yet asked for: what they hold is in memory at once.
-_WAITING = 4
 
 
-def ahead(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """`map(function, items)`, a few items ahead; `items` is read in the caller's thread."""
+def ahead(function: Callable[[_Item], _Result], items: Iterable[_Item], count: int = 4) -> Iterator[_Result]:
+    """`map(function, items)`, with up to `count` items begun that were not asked for yet.
+
+    `items` is read in the caller's thread.
+    """
     rest = iter(items)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="ahead") as threads:
-        begun: deque[Future[_Result]] = deque(threads.submit(function, item) for item in islice(rest, _WAITING))
+        begun: deque[Future[_Result]] = deque(threads.submit(function, item) for item in islice(rest, count))
         try:
             while begun:
                 result = begun.popleft().result()

@@ -16,7 +16,7 @@ from jobs.dataset.commits import CommitRenderer, CommitText, FileEdit
 from jobs.dataset.files import Reason
 from jobs.dataset.fim import Mode
 from jobs.dataset.history import Change, Commit
-from jobs.dataset.hunks import Part, changed_part
+from jobs.dataset.hunks import ChangedPart, changed_part
 from jobs.dataset.reading import LEAK_WORDS, Reader, summed
 from jobs.dataset.redaction import Redactor
 from jobs.dataset.samples import Sample, SampleKind
@@ -24,8 +24,8 @@ from jobs.dataset.shingles import distinct, shingles
 from jobs.stages import Stages
 
 _STAGE = "commit"
-#: Commits whose texts are in memory at once.
-_BATCH = 16
+#: Commits that are read and rendered together, and batches that are read ahead: their texts are in memory at once.
+_BATCH, _BATCHES = 8, 2
 #: Larger files are not shown in commits: CommitPack's limit.
 MOST_BYTES = 100_000
 #: Lines beyond those that a sample may show that are looked through for what tells of a secret.
@@ -52,6 +52,17 @@ class _Draft(NamedTuple):
     leak: NDArray[np.uint64]
     #: No object of it was missing.
     whole: bool
+    #: A file was left out for its length alone.
+    too_long: bool
+
+
+class _Case(NamedTuple):
+    """A commit, and what is known of it: an entry of the cache, or a draft once it was looked at."""
+
+    commit: Commit
+    key: bytes
+    entry: Entry | None
+    draft: _Draft | None = None
 
 
 class _Edited(NamedTuple):
@@ -61,6 +72,7 @@ class _Edited(NamedTuple):
     redactions: Mapping[str, int]
     leak: NDArray[np.uint64]
     reason: Reason | None = None
+    too_long: bool = False
 
 
 _NOTHING = np.zeros(0, np.uint64)
@@ -83,38 +95,38 @@ class Chronicler:
     def tell(self, commits: Iterable[Commit], stages: Stages) -> Iterator[Told]:
         """The commits that give samples, in their order; nothing is read before it is asked for."""
         rest = iter(commits)
-        while batch := list(islice(rest, _BATCH)):
+        batches = iter(lambda: list(islice(rest, _BATCH)), [])
+        for batch in ahead(self._looked_at, map(self._known, batches), _BATCHES):
             stages.check()
-            yield from self._batch(batch)
+            yield from self._rendered(batch)
 
-    def _batch(self, commits: list[Commit]) -> Iterator[Told]:
+    def _known(self, commits: list[Commit]) -> list[_Case]:
         keys = [key(_STAGE, *self.identity, commit.id) for commit in commits]
-        entries = [self.cache.get(one) for one in keys]
-        fresh = self._fresh([commit for commit, entry in zip(commits, entries, strict=True) if entry is None])
-        for commit, one, known in zip(commits, keys, entries, strict=True):
-            entry = known
-            if entry is None:
-                entry, whole = next(fresh)
-                if whole:
-                    self.cache.put(one, entry)
+        return [_Case(commit, one, self.cache.get(one)) for commit, one in zip(commits, keys, strict=True)]
+
+    def _looked_at(self, cases: list[_Case]) -> list[_Case]:
+        """With the drafts of those that are not known."""
+        changes = [self.learned.changes(case.commit) if case.entry is None else [] for case in cases]
+        edited = map(self._edited, self._sources([change for chosen in changes for change in chosen]))
+        return [
+            case if case.entry else case._replace(draft=self._draft(case.commit, list(islice(edited, len(chosen)))))
+            for case, chosen in zip(cases, changes, strict=True)
+        ]
+
+    def _rendered(self, cases: list[_Case]) -> Iterator[Told]:
+        samples: dict[int, list[Sample]] = {}
+        drafts = [case.draft for case in cases if case.draft]
+        for sample in self.renderer.render([draft.text for draft in drafts]):
+            samples.setdefault(sample.document, []).append(sample)
+        fresh = iter([_kept(draft, samples.get(place, [])) for place, draft in enumerate(drafts)])
+        for case in cases:
+            entry = case.entry or next(fresh)
+            if case.draft and case.draft.whole:
+                self.cache.put(case.key, entry)
             if "reason" in entry.facts:
                 self.reasons[entry.facts["reason"]] += 1
             else:
-                yield _told(commit, entry)
-
-    def _fresh(self, commits: list[Commit]) -> Iterator[tuple[Entry, bool]]:
-        """What is to be kept of each commit, and whether all of it was there to be read."""
-        changes = [self.learned.changes(commit) for commit in commits]
-        edited = ahead(self._edited, self._sources([change for chosen in changes for change in chosen]))
-        told = [
-            self._draft(commit, list(islice(edited, len(chosen))))
-            for commit, chosen in zip(commits, changes, strict=True)
-        ]
-        samples: dict[int, list[Sample]] = {}
-        for sample in self.renderer.render([draft.text for draft in told]):
-            samples.setdefault(sample.document, []).append(sample)
-        for place, draft in enumerate(told):
-            yield _kept(draft, samples.get(place, [])), draft.whole
+                yield _told(case.commit, entry)
 
     def _sources(self, changes: Sequence[Change]) -> Iterator[tuple[Change, list[bytes | None]]]:
         """Changes and what git stores of both sides; a side that is not there is an empty file."""
@@ -133,8 +145,11 @@ class Chronicler:
                 return _Edited(None, {}, _NOTHING, side)
         before, after = ("" if isinstance(side, Reason) else side for side in sides)
         part = shown_part(before, after)
-        if part is None:
+        # What was only removed teaches nothing.
+        if part is None or not after:
             return _Edited(None, {}, _NOTHING)
+        if self.renderer.is_too_long(part):
+            return _Edited(None, {}, _NOTHING, too_long=True)
         old, new = (self.redactor.redact(text) for text in (part.before, part.after))
         if old.text == new.text:
             return _Edited(None, {}, _NOTHING)
@@ -150,22 +165,24 @@ class Chronicler:
         leak = distinct(np.concatenate([_NOTHING, *(one.leak for one in edited)]))
         # A missing object may be fetched tomorrow, or lie in another clone.
         whole = all(one.reason is not Reason.MISSING for one in edited)
-        return _Draft(CommitText(commit.id, message.text, edits), counts, leak, whole)
+        too_long = any(one.too_long for one in edited)
+        return _Draft(CommitText(commit.id, message.text, edits), counts, leak, whole, too_long)
 
 
-def shown_part(before: str, after: str) -> Part | None:
+def shown_part(before: str, after: str) -> ChangedPart | None:
     """The part of a change that its samples may show, with lines around it by which a rule may know a secret.
 
     All of both texts where a private key may be in one of them: its lines are told by its first alone.
     """
     if before != after and any(_PRIVATE_KEY in text for text in (before, after)):
-        return Part(0, before, after)
+        return ChangedPart(0, before, after)
     return changed_part(before, after, _AROUND)
 
 
 def _kept(draft: _Draft, samples: list[Sample]) -> Entry:
     if not samples:
-        return Entry({"reason": "no room in a row" if draft.text.files else "no text to learn"})
+        is_long = draft.too_long or draft.text.files
+        return Entry({"reason": "no room in a row" if is_long else "no text to learn"})
     facts: dict[str, Any] = {
         "path": draft.text.files[0].path,
         "redactions": draft.redactions,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.dataset.fim import CommitTokens, Layout, Mode, Part, PullRequestTokens, chances
-from jobs.dataset.hunks import MOST_CONTEXT, Hunk, Window, hull, hunks, unified, window
+from jobs.dataset.hunks import MOST_CONTEXT, ChangedPart, Hunk, Window, hull, hunks, unified, window
 from jobs.dataset.messages import clean_message, message_reason, subject_and_body
 from jobs.dataset.samples import Sample, SampleKind, Spans, byte_spans, learned_tokens
 from jobs.dataset.tokens import Ids, Vocabulary
@@ -132,6 +132,10 @@ class CommitRenderer:
         self._repository = repository
         self._seed = section.seed
         self._length = section.sequence_length
+
+    def is_too_long(self, part: ChangedPart) -> bool:
+        """Whether so much was added or removed that no sample of it fits a row, told without looking at the lines."""
+        return abs(len(part.after) - len(part.before)) > _DENSEST * self._length
 
     def render(self, commits: Sequence[CommitText]) -> list[Sample]:
         """The samples of some commits, in their order, at most one each; `Sample.document` is the commit's index.

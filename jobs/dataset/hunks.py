@@ -64,7 +64,7 @@ def window(before: str, after: str) -> Window | None:
     return Window(offset, lead + old + tail, lead + new + tail, edits) if edits else None
 
 
-class Part(NamedTuple):
+class ChangedPart(NamedTuple):
     """The lines of two texts from the first change to the last, and lines around them."""
 
     #: Lines that stand before the part.
@@ -73,7 +73,7 @@ class Part(NamedTuple):
     after: str
 
 
-def changed_part(before: str, after: str, around: int) -> Part | None:
+def changed_part(before: str, after: str, around: int) -> ChangedPart | None:
     """What of two texts a `window` shows, and up to `around` lines more on either side; None if nothing changed."""
     start = before.rfind("\n", 0, _common_start(before, after)) + 1
     end = _common_end(before[start:], after[start:])
@@ -82,7 +82,7 @@ def changed_part(before: str, after: str, around: int) -> Part | None:
         return None
     lead = _lines_above(before, start, MOST_CONTEXT + around)
     tail = _lines_below(before, stops[0], MOST_CONTEXT + around) - stops[0]
-    return Part(before.count("\n", 0, lead), before[lead : stops[0] + tail], after[lead : stops[1] + tail])
+    return ChangedPart(before.count("\n", 0, lead), before[lead : stops[0] + tail], after[lead : stops[1] + tail])
 
 
 def hunks(change: Window, context: int) -> list[Hunk]:
