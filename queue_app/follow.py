@@ -5,26 +5,23 @@ Reads the store only: stopping to follow never stops a job.
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import click
 
 from jobs.states import TERMINAL, State
 from queue_app.explanation import explain
+from queue_app.lines import PLAIN_SECONDS, Event, describe, is_last
 from queue_app.records import JobRecord
+from queue_app.stage_bar import StageBar
 from queue_app.store import JobStore, StoreUnreachable
-from queue_app.tables import duration, number
 
 POLL_SECONDS = 0.4
 # A store that is away for less is a hiccup; nobody needs to know.
 PATIENCE_SECONDS = 60.0
-# Between two lines of plain progress, on the job's own clock.
-PLAIN_SECONDS = 5.0
 _BATCH = 500
-
-Event = Mapping[str, Any]
 
 
 class View(Protocol):
@@ -140,50 +137,6 @@ class PlainView:
         click.echo(f"{job.id}  {text}", err=self._to_stderr)
 
 
-class StageBar:
-    """A progress bar of the present stage; all else as lines above it."""
-
-    def __init__(self, description: str, *, to_stderr: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.fields[detail]}", markup=False),
-            console=Console(stderr=to_stderr, highlight=False),
-            transient=True,
-        )
-        self._task = self._bar.add_task(description, total=None, detail="")
-        self._bar.start()
-
-    def show(self, event: Event, prefix: str = "") -> None:
-        """Move the bar, or print a line above it."""
-        text = describe(event) or ""
-        match event.get("event"):
-            case "step":
-                self.move("train", event.get("step"), event.get("total_steps"), text.partition("  ")[2])
-            case "progress":
-                self.move(str(event.get("stage")), event.get("done"), event.get("total"), text.partition("  ")[2])
-            case "stage":
-                self.move(str(event.get("stage")), 0, None, str(event.get("message", "")))
-            case _ if text:
-                self.say(f"{prefix}{text}")
-
-    def move(self, stage: str, done: Any, total: Any, detail: str) -> None:
-        """Say how far which stage is; a total of None is not known."""
-        self._bar.update(self._task, description=stage, completed=float(done or 0), total=total, detail=detail)
-
-    def say(self, line: str) -> None:
-        """Print a line above the bar."""
-        self._bar.console.print(line, markup=False)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._bar.stop()
-
-
 class BarView:
     """A progress bar for the jobs that are followed."""
 
@@ -203,70 +156,3 @@ class BarView:
     def close(self) -> None:
         """Take the bar away."""
         self._bar.close()
-
-
-def describe(event: Event) -> str | None:
-    """An event as a line for people; None where it says nothing to them."""
-    words = _WORDS.get(str(event.get("event")))
-    return words(event) if words else None
-
-
-def is_last(event: Event) -> bool:
-    """Whether a step or progress is the last of its stage."""
-    if event.get("event") == "step":
-        return bool(event.get("step") == event.get("total_steps"))
-    return bool(event.get("done") == event.get("total"))
-
-
-def _step(event: Event) -> str:
-    return (
-        f"train  step {event.get('step')}/{event.get('total_steps')}  loss {number(event.get('loss'))}"
-        f"  {number(event.get('tokens_per_second'))} tokens/s{_eta(event)}"
-    )
-
-
-def _progress(event: Event) -> str:
-    done, total = event.get("done") or 0, event.get("total")
-    amount = f"{done:,.0f}/{total:,.0f}" if total else f"{done:,.0f}"
-    return f"{event.get('stage')}  {amount} {event.get('unit', '')}".rstrip() + _eta(event)
-
-
-def _eta(event: Event) -> str:
-    seconds = None if is_last(event) else event.get("eta_seconds")
-    return f"  ETA {duration(float(seconds))}" if isinstance(seconds, int | float) else ""
-
-
-def _stage(event: Event) -> str:
-    message = event.get("message") or ""
-    return f"{event.get('stage')}{f': {message}' if message else ''}"
-
-
-def _evaluation(event: Event) -> str:
-    return (
-        f"held-out loss {number(event.get('loss'))}, perplexity {number(event.get('perplexity'))} "
-        f"at step {event.get('step')}"
-    )
-
-
-def _state(event: Event) -> str:
-    worker = f" on {event['worker']}" if event.get("worker") and event.get("state") == State.RUNNING else ""
-    reason = f": {event['reason']}" if event.get("reason") else ""
-    return f"{event.get('state')}{worker}{reason}"
-
-
-def _note(event: Event) -> str:
-    level = event.get("level", "info")
-    return f"{'' if level == 'info' else f'{level}: '}{event.get('message', '')}"
-
-
-_WORDS: dict[str, Callable[[Event], str]] = {
-    "step": _step,
-    "progress": _progress,
-    "stage": _stage,
-    "evaluation": _evaluation,
-    "state": _state,
-    "note": _note,
-    "checkpoint": lambda event: f"checkpoint at step {event.get('step')}",
-    "stopped": lambda _event: "stopped, its last checkpoint is complete",
-    "failed": lambda event: f"failed: {event.get('message', '')}",
-}

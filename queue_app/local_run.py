@@ -11,8 +11,9 @@ import click
 from jobs.states import TERMINAL
 from queue_app.connection import Connection
 from queue_app.ending import typed
-from queue_app.follow import Event, View, follow_pipeline
+from queue_app.follow import View, follow_pipeline
 from queue_app.interrupts import Interrupts
+from queue_app.lines import Event
 from queue_app.local_worker import LocalWorker
 from queue_app.records import JobRecord
 from queue_app.store import JobStore, StoreUnreachable

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from jobs.events import Evaluated, Note, Progress, StageStarted, StepDone
 from jobs.states import Cause, State
 from queue_app.cli import repotune
-from queue_app.follow import PlainView, describe, follow_pipeline
+from queue_app.follow import PlainView, follow_pipeline
+from queue_app.lines import describe
 from queue_app.records import NewJob, new_claim_id, new_job_id
 from queue_app.store import JobStore
 

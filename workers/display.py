@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import click
 
 from jobs.events import Event
-from queue_app.follow import PLAIN_SECONDS, StageBar, describe, is_last
+from queue_app.lines import PLAIN_SECONDS, describe, is_last
+from queue_app.stage_bar import StageBar
 
 
 class Display(Protocol):

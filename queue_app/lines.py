@@ -1,0 +1,79 @@
+"""Events of a job as lines for people."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jobs.states import State
+from queue_app.tables import duration, number
+
+#: Between two lines of plain progress, on the job's own clock.
+PLAIN_SECONDS = 5.0
+
+Event = Mapping[str, Any]
+
+
+def describe(event: Event) -> str | None:
+    """An event as a line for people; None where it says nothing to them."""
+    words = _WORDS.get(str(event.get("event")))
+    return words(event) if words else None
+
+
+def is_last(event: Event) -> bool:
+    """Whether a step or progress is the last of its stage."""
+    if event.get("event") == "step":
+        return bool(event.get("step") == event.get("total_steps"))
+    return bool(event.get("done") == event.get("total"))
+
+
+def _step(event: Event) -> str:
+    return (
+        f"train  step {event.get('step')}/{event.get('total_steps')}  loss {number(event.get('loss'))}"
+        f"  {number(event.get('tokens_per_second'))} tokens/s{_eta(event)}"
+    )
+
+
+def _progress(event: Event) -> str:
+    done, total = event.get("done") or 0, event.get("total")
+    amount = f"{done:,.0f}/{total:,.0f}" if total else f"{done:,.0f}"
+    return f"{event.get('stage')}  {amount} {event.get('unit', '')}".rstrip() + _eta(event)
+
+
+def _eta(event: Event) -> str:
+    seconds = None if is_last(event) else event.get("eta_seconds")
+    return f"  ETA {duration(float(seconds))}" if isinstance(seconds, int | float) else ""
+
+
+def _stage(event: Event) -> str:
+    message = event.get("message") or ""
+    return f"{event.get('stage')}{f': {message}' if message else ''}"
+
+
+def _evaluation(event: Event) -> str:
+    return (
+        f"held-out loss {number(event.get('loss'))}, perplexity {number(event.get('perplexity'))} "
+        f"at step {event.get('step')}"
+    )
+
+
+def _state(event: Event) -> str:
+    worker = f" on {event['worker']}" if event.get("worker") and event.get("state") == State.RUNNING else ""
+    reason = f": {event['reason']}" if event.get("reason") else ""
+    return f"{event.get('state')}{worker}{reason}"
+
+
+def _note(event: Event) -> str:
+    level = event.get("level", "info")
+    return f"{'' if level == 'info' else f'{level}: '}{event.get('message', '')}"
+
+
+_WORDS: dict[str, Callable[[Event], str]] = {
+    "step": _step,
+    "progress": _progress,
+    "stage": _stage,
+    "evaluation": _evaluation,
+    "state": _state,
+    "note": _note,
+    "checkpoint": lambda event: f"checkpoint at step {event.get('step')}",
+    "stopped": lambda _event: "stopped, its last checkpoint is complete",
+    "failed": lambda event: f"failed: {event.get('message', '')}",
+}
