@@ -249,6 +249,28 @@ def test_secrets_anywhere_in_a_history_are_in_no_byte_of_the_output(tiny_tokeniz
             assert secret.encode() not in path.read_bytes(), (what, path)
 
 
+def test_the_middle_of_a_private_key_is_not_shown_by_a_commit_that_changes_only_that(tiny_tokenizer, tmp_path):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    history(folder, commits=20, files=5)
+    rng = np.random.default_rng(7)
+    body = ["".join(rng.choice(list("ABCDEFGHabcdefgh01234567+/"), 40)) for _ in range(100)]
+    code = "".join(map(function, range(700, 900)))
+    key = ["-----BEGIN RSA PRIVATE KEY-----", *body, "-----END RSA PRIVATE KEY-----"]
+    for number, line in enumerate([body[50], body[0], body[50][::-1]]):
+        key[51] = line
+        lines = "".join(f'    "{line}\\n"\n' for line in key)
+        (folder / "sample.py").write_text(f"{code}KEY = (\n{lines})\n{code}")
+        git(folder, "add", ".")
+        git(
+            folder, "commit", "--quiet", "-m", f"Change the key that the samples use, round {number}", when=300 + number
+        )
+    build(folder, tmp_path / "out", tiny_tokenizer, future=0.0, commit_share=0.8, held_out=0.1, sequence_length=4096)
+    dataset = open_dataset(tmp_path / "out")
+    spelled = "".join(text_of(rows, tiny_tokenizer) for rows in (dataset.train, dataset.held_out))
+    assert not any(line in spelled for line in [*body, body[50][::-1]])
+
+
 def test_a_rebuild_after_new_commits_is_what_a_build_from_nothing_gives(tiny_tokenizer, tmp_path):
     folder = tmp_path / "repository"
     folder.mkdir()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.dataset.hunks import MOST_CONTEXT, hull, hunks, unified, window
+from jobs.dataset.hunks import MOST_CONTEXT, changed_part, hull, hunks, unified, window
 
 TEXTS = st.lists(st.sampled_from(["a", "b", "", "  c", "d\r", "x" * 9, "\x0c", "\u2028é"]), max_size=30).map("\n".join)
 
@@ -36,6 +36,35 @@ def replayed(before, after, context):
 @given(before=TEXTS, after=TEXTS, context=st.integers(0, 5))
 def test_the_hunks_turn_one_text_into_the_other(before, after, context):
     assert replayed(before, after, context) == lines(after)
+
+
+@settings(max_examples=400, deadline=None)
+@given(before=TEXTS, after=TEXTS, lead=st.integers(0, 100), around=st.integers(0, 3))
+def test_the_changed_part_shows_the_same_window_as_the_whole(before, after, lead, around):
+    same = "".join(f"line {number}\n" for number in range(lead))
+    whole = window(same + before, same + after)
+    part = changed_part(same + before, same + after, around)
+    if part is None:
+        assert whole is None
+        return
+    seen = window(part.before, part.after)
+    assert (seen is None) == (whole is None)
+    if seen and whole:
+        assert (seen.offset + part.offset, seen.before, seen.after, seen.edits) == (
+            whole.offset,
+            whole.before,
+            whole.after,
+            whole.edits,
+        )
+
+
+def test_the_changed_part_of_a_long_text_is_short():
+    old = [f"line {number}\n" for number in range(10_000)]
+    new = [*old[:5000], "something new\n", *old[5000:]]
+    part = changed_part("".join(old), "".join(new), 16)
+    assert part is not None
+    assert part.offset == 5000 - MOST_CONTEXT - 16
+    assert part.after.count("\n") == 2 * (MOST_CONTEXT + 16) + 1
 
 
 @settings(max_examples=200, deadline=None)

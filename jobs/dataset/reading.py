@@ -18,7 +18,7 @@ from jobs.dataset.cache import Cache, Entry, key
 from jobs.dataset.files import Reason, decode, shown_path, text_reason
 from jobs.dataset.licences import spdx_of
 from jobs.dataset.redaction import SPELLED, Redactor
-from jobs.dataset.shingles import shingles
+from jobs.dataset.shingles import shingles_of_several
 from jobs.spec import DatasetSection
 
 _STAGE = "text"
@@ -40,15 +40,20 @@ class Text:
     #: SPDX identifier that the text states; None without one.
     licence: str | None
 
-    @cached_property
+    @property
     def near(self) -> NDArray[np.uint64]:
         """Hashes of its runs of `NEAR_WORDS` words."""
-        return shingles(self.text, NEAR_WORDS)
+        return self.runs[0]
 
-    @cached_property
+    @property
     def leak(self) -> NDArray[np.uint64]:
         """Hashes of its runs of `LEAK_WORDS` words."""
-        return shingles(self.text, LEAK_WORDS)
+        return self.runs[1]
+
+    @cached_property
+    def runs(self) -> list[NDArray[np.uint64]]:
+        """Both of them."""
+        return shingles_of_several(self.text, (NEAR_WORDS, LEAK_WORDS))
 
 
 class Reader:
@@ -153,7 +158,7 @@ def _unpacked(entry: Entry) -> Text | Reason:
         facts["redactions"],
         facts["licence"],
     )
-    text.__dict__.update(near=entry.arrays["near"], leak=entry.arrays["leak"])  # what was worked out already
+    text.__dict__["runs"] = [entry.arrays["near"], entry.arrays["leak"]]  # what was worked out already
     return text
 
 

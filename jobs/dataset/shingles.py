@@ -9,6 +9,7 @@ Rabin, 1987), so that all words of a text are summed in a few passes of numpy in
 """
 
 import hashlib
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 
@@ -41,9 +42,22 @@ def shingles(text: str, words: int) -> Shingles:
     Raises:
         ValueError: `words` is less than one.
     """
-    if words < 1:
-        raise ValueError(f"A run has at least one word, not {words}.")
+    return shingles_of_several(text, [words])[0]
+
+
+def shingles_of_several(text: str, lengths: Sequence[int]) -> list[Shingles]:
+    """The `shingles` of a text for several lengths of runs, its words looked at once.
+
+    Raises:
+        ValueError: a length is less than one.
+    """
+    if min(lengths) < 1:
+        raise ValueError(f"A run has at least one word, not {min(lengths)}.")
     hashes = _word_hashes(text.encode("utf-8", "surrogatepass"))
+    return [_runs(hashes, words) for words in lengths]
+
+
+def _runs(hashes: NDArray[np.uint64], words: int) -> Shingles:
     count = len(hashes) - words + 1
     if count < 1:
         return np.empty(0, np.uint64)
