@@ -53,6 +53,12 @@ def make_optimizer(model: Any, section: OptimizationSection) -> Any:
     )
 
 
+def set_rate(optimizer: Any, lr: float) -> None:
+    """Give every group of parameters the learning rate `lr`, times the group's own factor where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("factor", 1.0)
+
+
 def save_optimizer(optimizer: Any, model: Any, folder: Path) -> None:
     """Write the optimizer's state to `folder`; empty before the first step."""
     tensors = {}

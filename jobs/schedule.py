@@ -1,4 +1,4 @@
-"""Which learning rate at which step: linear warm-up, then a cosine down to zero. Standard library only.
+"""Which learning rate at which step: linear warm-up, then a cosine down to zero. No torch.
 
 A pure function of the step, so a checkpoint needs no scheduler state: a resumed run computes the same numbers.
 """
@@ -7,6 +7,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from jobs.spec import OptimizationSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,11 @@ class LearningRate:
         decay_steps = self.total_steps - self.warmup_steps
         done = (step - 1 - self.warmup_steps) / decay_steps
         return self.peak * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+
+
+def make_rate(section: OptimizationSection, total_steps: int) -> LearningRate:
+    """The learning rate of a run of so many optimizer steps."""
+    return LearningRate(peak=section.learning_rate, total_steps=total_steps, warmup_ratio=section.warmup_ratio)
 
 
 @dataclass

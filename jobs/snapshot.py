@@ -43,6 +43,21 @@ class TrainingState:
     measurements: list[HeldOut] = field(default_factory=list)
     #: Steps skipped in a row because a loss or gradient was not a finite number.
     skipped_in_a_row: int = 0
+    # All that follow were added later: a checkpoint without them begins them anew.
+    #: Steps skipped for that reason over all attempts.
+    skipped: int = 0
+    #: What `jobs.execution.Execution.to_json` gave; None in a checkpoint from before it was kept.
+    execution: dict[str, Any] | None = None
+    #: What `jobs.incident.Incident.to_json` gave, the oldest first.
+    incidents: list[dict[str, Any]] = field(default_factory=list)
+    #: {"step": int, "loss": float} of the best held-out loss whose checkpoint is kept.
+    best: dict[str, Any] | None = None
+    #: What early stopping remembers.
+    stopping: dict[str, Any] = field(default_factory=dict)
+    #: What the estimate of the time left remembers.
+    eta: dict[str, Any] = field(default_factory=dict)
+    #: By name of the tracker the run that a resumed training goes on with.
+    tracker_runs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +74,15 @@ class Identity:
     dataset: str
     effective_batch: int
     seed: int
-    #: The last two were added later: a checkpoint that does not say had the defaults.
+    #: All with a default were added later: a checkpoint that does not say had it.
     dora: bool = False
     optimizer: str = "adamw"
+    schedule: str = "cosine"
+    lora_plus_ratio: float | None = None
+    #: "all", "last:N" or the numbers.
+    layers: str = "all"
+    neftune_alpha: float | None = None
+    ema: float | None = None
 
     @classmethod
     def of(cls, config: Config, manifest: Mapping[str, Any]) -> "Identity":
@@ -94,6 +115,11 @@ _KEYS = {
     "seed": "training.seed",
     "dora": "lora.dora",
     "optimizer": "optimization.optimizer",
+    "schedule": "optimization.schedule",
+    "lora_plus_ratio": "optimization.lora_plus_ratio",
+    "layers": "lora.layers",
+    "neftune_alpha": "training.neftune_alpha",
+    "ema": "training.ema",
 }
 
 

@@ -1,12 +1,16 @@
 """Tells how far a job of stages is, a few times a second at most, and leaves when asked to."""
 
 import time
+from collections.abc import Callable
 
 from jobs.context import JobContext, StopRequested
 from jobs.events import Progress, StageStarted
 
 #: Seconds between two reports of progress.
 _PAUSE = 0.25
+
+#: Between two reports of a stage that tells no time left.
+_LONG_PAUSE = 0.5
 
 
 class Stages:
@@ -42,3 +46,18 @@ class Stages:
         self._told = now
         eta = (now - self._started) * (total - done) / done if done else None
         self._context.emit(Progress(stage=self._stage, done=done, total=total, unit=unit, eta_seconds=eta))
+
+
+def throttled_progress(
+    context: JobContext, stage: str, unit: str, *, total: float, first: float = 0.0
+) -> Callable[[float], None]:
+    """A function that tells how far a stage is, twice a second at most."""
+    told = time.monotonic()
+
+    def tell(done: float) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _LONG_PAUSE:
+            told = time.monotonic()
+            context.emit(Progress(stage=stage, done=round(first + done, 3), total=total, unit=unit))
+
+    return tell

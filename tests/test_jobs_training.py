@@ -18,12 +18,15 @@ from backends.devices import Device
 from backends.errors import BackendUnavailable
 from backends.free_memory import free_bytes
 from backends.full import FullPrecision
-from jobs import planner, shards, training
+from backends.hardware import is_out_of_memory
+from jobs import planner, preparation, shards
 from jobs.checkpoint import CheckpointDamaged, latest, sha256_of
 from jobs.context import JobContext, OutputExists, StopRequested
 from jobs.events import Checkpointed, Evaluated, Note, StageStarted, StepDone
+from jobs.order import Order
+from jobs.run import Diverged, OutOfMemory
 from jobs.spec import Config, InvalidSpec
-from jobs.training import Diverged, OutOfMemory, train
+from jobs.training import train
 
 torch.set_num_threads(1)
 
@@ -364,7 +367,7 @@ def test_a_step_is_the_mean_over_all_its_label_tokens(tmp_path, dataset, model_f
     config = make_config(model_folder, optimization__micro_batch=1, optimization__accumulation=4, training__max_steps=1)
     run(tmp_path, config, dataset)
     data = shards.open_dataset(dataset)
-    order = training.Order(rows=len(data.train), effective_batch=4, seed=17, epochs=2)
+    order = Order(rows=len(data.train), effective_batch=4, seed=17, epochs=2)
     base = AutoModelForCausalLM.from_pretrained(model_folder).eval()
     total, count = 0.0, 0
     for number in order.permutation(0)[:4]:
@@ -468,7 +471,7 @@ def test_a_lack_of_memory_is_told_as_such(tmp_path, dataset, model_folder, error
 def test_a_real_allocation_failure_on_the_cpu_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 58)
-    assert training.is_out_of_memory(caught.value)
+    assert is_out_of_memory(caught.value)
 
 
 def test_other_errors_stay_what_they_are(tmp_path, dataset, model_folder):
@@ -496,8 +499,8 @@ def test_fp16_scales_gradients_and_lowers_the_scale_until_they_fit(tmp_path, dat
         scalers.append(accelerator.scaler)
         return accelerator
 
-    make_accelerator = training._make_accelerator
-    monkeypatch.setattr(training, "_make_accelerator", with_scaler)
+    make_accelerator = preparation.make_accelerator
+    monkeypatch.setattr(preparation, "make_accelerator", with_scaler)
     recorder = Recorder(stop_after=8)
     with pytest.raises(StopRequested):
         run(tmp_path, make_config(model_folder), dataset, recorder)

@@ -1,0 +1,106 @@
+"""The loop of a run, read top to bottom. A resumed run enters it where its checkpoint left it.
+
+Each step ends in a line of `metrics.jsonl`; checkpoints make the run resumable at any step, exactly.
+"""
+
+from collections.abc import Callable
+
+from jobs.context import JobContext
+from jobs.events import Note, StageStarted, StepDone
+from jobs.measuring import measure_if_due
+from jobs.metrics import Speed
+from jobs.order import Position
+from jobs.run import REMEDY, Diverged, Run, Step
+from jobs.saving import leave, save_checkpoint
+from jobs.schedule import make_rate
+from jobs.stepping import optimizer_step
+
+#: Skipped steps in a row after which a run is given up. With a gradient scaler the first steps of a healthy run
+#: overflow until the scale fits: from 65536 down to 1 takes 16.
+MAX_SKIPPED = 5
+MAX_SKIPPED_WITH_SCALER = 20
+
+
+def run_steps(run: Run) -> None:
+    """Train to the last step, measuring and saving where it is due.
+
+    Raises:
+        Diverged: the numbers are no longer finite.
+        StopRequested: asked to leave; a checkpoint was saved if there was anything to save.
+    """
+    state, order, context = run.state, run.order, run.context
+    rate = make_rate(run.config.optimization, order.total_steps)
+    speed = Speed()
+    measure_if_due(run)
+    _tell_start(run)
+    for numbers, position in order.steps_from(state.position):
+        lr = rate.at(state.step + 1)
+        step = optimizer_step(run, [run.data.train[number] for number in numbers], lr)
+        _count(run, step, position)
+        speed.add(step.tokens, step.seconds)
+        run.expectation.step_done(len(numbers) * run.data.sequence_length, step.seconds, _teller(context))
+        _tell_step(run, step, lr, speed)
+        if not step.is_finite:
+            _tell_skipped(run)
+        if context.should_stop():
+            leave(run)
+        if run.clock.is_due(state.step) or state.step == order.total_steps:
+            save_checkpoint(run)
+        measure_if_due(run)
+
+
+def _tell_start(run: Run) -> None:
+    """How much is left to do, and how long it will take where that can be told."""
+    left = max(0, run.order.total_steps - run.state.step)
+    run.context.emit(StageStarted(stage="train", message=f"{left} optimizer steps to go"))
+    tokens = left * run.identity.effective_batch * run.data.sequence_length
+    sentence = run.expectation.time_sentence(tokens, left)
+    if sentence:
+        run.context.emit(Note(message=sentence))
+
+
+def _count(run: Run, step: Step, position: Position) -> None:
+    """Move the state on by one step."""
+    state = run.state
+    state.step += 1
+    state.position = position
+    state.tokens += step.tokens
+    state.seconds += step.seconds
+    state.skipped += not step.is_finite
+    state.skipped_in_a_row = 0 if step.is_finite else state.skipped_in_a_row + 1
+
+
+def _tell_step(run: Run, step: Step, lr: float, speed: Speed) -> None:
+    """Write the step's line of the metrics, and tell of it and of what came up meanwhile."""
+    state, total = run.state, run.order.total_steps
+    done = StepDone(
+        step=state.step,
+        total_steps=total,
+        loss=step.loss,
+        lr=lr,
+        grad_norm=step.grad_norm,
+        tokens=state.tokens,
+        tokens_per_second=speed.tokens_per_second,
+        memory_bytes=run.loaded.memory_in_use(),
+        eta_seconds=speed.eta_seconds(total - state.step),
+    )
+    run.metrics.append(done)
+    run.context.emit(done)
+    for line in run.loaded.news():
+        run.context.emit(Note(message=line))
+
+
+def _tell_skipped(run: Run) -> None:
+    """A step without finite numbers was skipped; several in a row end the run."""
+    limit = MAX_SKIPPED if run.accelerator.scaler is None else MAX_SKIPPED_WITH_SCALER
+    in_a_row, step = run.state.skipped_in_a_row, run.state.step
+    if in_a_row >= limit:
+        raise Diverged(
+            f"Loss or gradient was not a finite number {in_a_row} steps in a row, up to step {step}: {REMEDY}"
+        )
+    message = f"Step {step} was skipped: its loss or gradient is not a finite number ({in_a_row} in a row)"
+    run.context.emit(Note(level="warning", message=message))
+
+
+def _teller(context: JobContext) -> Callable[[str], None]:
+    return lambda sentence: context.emit(Note(message=sentence))
