@@ -69,7 +69,7 @@ def _configuration() -> str:
         "Flags override the file; `--set section.key=value` reaches any key, also `--set cuda.lora.rank=64`.",
         "The sections `mps`, `cuda` and `cpu` may hold any of the other sections and override them on that device.\n",
     ]
-    for name in ("model", "quantization", "lora", "dataset", "optimization", "training", "output"):
+    for name in ("model", "quantization", "lora", "dataset", "optimization", "training", "evaluation", "output"):
         parts += [f"## {name}\n", "| key | default | what it does |", "|---|---|---|", *_rows(schema, name), ""]
     parts += ["## The default file\n", f"```yaml\n{default_text()}```\n"]
     return "\n".join(parts)

@@ -3,28 +3,45 @@
 Whoever makes one work takes its line out. Standard library only.
 """
 
-#: section.key, one a line, sorted.
-NOT_YET = frozenset({
-    "evaluation.future_rows",
-    "evaluation.minutes",
-    "evaluation.new_tokens",
-    "evaluation.prompts",
-    "evaluation.resamples",
-    "evaluation.rows",
-    "evaluation.samples",
-    "lora.layers",
-    "optimization.decay_ratio",
-    "optimization.lora_plus_ratio",
-    "optimization.min_ratio",
-    "optimization.schedule",
-    "output.keep_best",
-    "output.project",
-    "output.publish",
-    "output.sinks",
-    "training.checkpoint_async",
-    "training.compile",
-    "training.early_stopping",
-    "training.early_stopping_delta",
-    "training.ema",
-    "training.neftune_alpha",
-})
+import json
+from typing import Any
+
+#: section.key, or the name of an environment variable; one a line, sorted.
+NOT_YET = frozenset(
+    {
+        "REPOTUNE_METRICS_ADDRESS",
+        "REPOTUNE_METRICS_PORT",
+        "evaluation.future_rows",
+        "evaluation.minutes",
+        "evaluation.new_tokens",
+        "evaluation.prompts",
+        "evaluation.resamples",
+        "evaluation.rows",
+        "evaluation.samples",
+        "lora.layers",
+        "optimization.decay_ratio",
+        "optimization.lora_plus_ratio",
+        "optimization.min_ratio",
+        "optimization.schedule",
+        "output.keep_best",
+        "output.project",
+        "output.publish",
+        "output.sinks",
+        "training.checkpoint_async",
+        "training.compile",
+        "training.early_stopping",
+        "training.early_stopping_delta",
+        "training.ema",
+        "training.neftune_alpha",
+    }
+)
+
+
+def refuse_not_yet(key: str, value: Any, default: Any) -> None:
+    """Refuse a value that would be ignored.
+
+    Raises:
+        ValueError: a clause that says so; whoever reads the value names the key.
+    """
+    if key in NOT_YET and value != default:
+        raise ValueError(f"this version cannot do anything but {json.dumps(default)} yet: leave it out")

@@ -87,7 +87,7 @@ class Identity:
     @classmethod
     def of(cls, config: Config, manifest: Mapping[str, Any]) -> "Identity":
         """The identity of a run with `config` on the dataset that `manifest` describes."""
-        targets = config.lora.target_modules
+        targets, layers = config.lora.target_modules, config.lora.layers
         return cls(
             model=config.model.name,
             revision=config.model.revision,
@@ -100,6 +100,11 @@ class Identity:
             seed=config.training.seed,
             dora=config.lora.dora,
             optimizer=config.optimization.optimizer,
+            schedule=config.optimization.schedule,
+            lora_plus_ratio=config.optimization.lora_plus_ratio,
+            layers=layers if isinstance(layers, str) else ", ".join(map(str, layers)),
+            neftune_alpha=config.training.neftune_alpha,
+            ema=config.training.ema,
         )
 
 

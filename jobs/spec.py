@@ -4,6 +4,7 @@
 `JobSpec` is what a job record carries: the kind, the config, the source, the device asked for.
 """
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from pydantic_core import ErrorDetails
 from backends.devices import Device
 from backends.errors import ExitCode, RepotuneError
 from jobs.globs import matcher
+from jobs.not_yet import refuse_not_yet
 
 
 class InvalidSpec(RepotuneError):
@@ -37,6 +39,15 @@ class Section(BaseModel):
     """A section of the YAML file: unknown keys are refused, values do not change once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _is_honoured(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what would be ignored."""
+        name = info.field_name or ""
+        section = cls.__name__.removesuffix("Section").lower()
+        refuse_not_yet(f"{section}.{name}", value, cls.model_fields[name].default)
+        return value
 
 
 class ModelSection(Section):
@@ -96,6 +107,16 @@ class QuantizationSection(Section):
         return self.group_size
 
 
+def _layers(value: str | tuple[int, ...]) -> str | tuple[int, ...]:
+    """Only the form: how many layers there are is the model's to say."""
+    if isinstance(value, str):
+        if value != "all" and not re.fullmatch(r"last:[1-9][0-9]*", value):
+            raise ValueError(f"expected all, last:N or a list of layer numbers, not {value!r}")
+    elif not value or min(value) < 0 or len(set(value)) < len(value):
+        raise ValueError(f"expected layer numbers from 0 up, each once, not {list(value)}")
+    return value
+
+
 class LoraSection(Section):
     """The adapter that is trained."""
 
@@ -104,6 +125,9 @@ class LoraSection(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     target_modules: str | tuple[str, ...] = Field(
         "all-linear", description="Layers that get an adapter: all-linear, or a list of module names."
+    )
+    layers: Annotated[str | tuple[int, ...], AfterValidator(_layers)] = Field(
+        "all", description="Decoder layers that get an adapter: all, last:N, or a list of numbers counted from 0."
     )
     rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) instead (rank-stabilised LoRA).")
     dora: bool = Field(
@@ -189,7 +213,15 @@ class OptimizationSection(Section):
     micro_batch: int = Field(1, ge=1, le=4096, description="Rows of one forward pass.")
     accumulation: int = Field(16, ge=1, le=65536, description="Forward passes per optimizer step.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of all steps spent warming up.")
-    schedule: Literal["cosine"] = Field("cosine", description="Shape of the learning rate after warm-up.")
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        "cosine",
+        description="Shape of the learning rate after warm-up; wsd: stays at the peak, then falls in a straight line.",
+    )
+    decay_ratio: float = Field(0.2, gt=0, le=1, description="Share of all steps in which wsd falls, the last ones.")
+    min_ratio: float = Field(0.0, ge=0, lt=1, description="The learning rate falls to this share of its peak.")
+    lora_plus_ratio: float | None = Field(
+        None, ge=1, description="Learning rate of the B matrices over that of the A ones (LoRA+); null: the same."
+    )
     weight_decay: float = Field(0.0, ge=0, lt=1, description="Decoupled weight decay, times the learning rate.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this global L2 norm.")
 
@@ -205,11 +237,32 @@ class TrainingSection(Section):
     epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training split.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps; null: epochs decide.")
     checkpoint_every_steps: int = Field(100, ge=1, description="Save at least every so many optimizer steps.")
-    checkpoint_every_minutes: float = Field(10.0, gt=0, description="Save at least every so many minutes.")
+    checkpoint_every_minutes: float = Field(5.0, gt=0, description="Save at least every so many minutes.")
+    checkpoint_async: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
+        "auto", description="Write checkpoints while training goes on; auto: where a pause would be felt."
+    )
     evaluate_every_steps: int | None = Field(
         None, ge=1, description="Held-out loss every so many steps; null means only before and after."
     )
     evaluation_rows: int = Field(64, ge=1, description="Held-out rows measured at most, the same ones every time.")
+    early_stopping: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after so many held-out measurements in a row without a gain; needs evaluate_every_steps.",
+    )
+    early_stopping_delta: float = Field(0.0, ge=0, description="A smaller fall of the held-out loss is no gain, nats.")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of a moving average of the adapter, which is then what is measured and published.",
+    )
+    neftune_alpha: float | None = Field(
+        None, gt=0, description="Noise on the input embeddings in training (NEFTune), usually 5 to 15."
+    )
+    compile: Annotated[Literal["off", "on", "auto"], BeforeValidator(_switch)] = Field(
+        "off", description="Compile the model (torch.compile); auto: where a few steps show a gain."
+    )
     gradient_checkpointing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
         "auto", description="Recompute activations in the backward pass; auto lets the memory model decide."
     )
@@ -221,11 +274,38 @@ class TrainingSection(Section):
     max_wall_hours: float | None = Field(None, gt=0, description="The job fails after so many hours; null means never.")
     seed: int = Field(17, ge=0, lt=2**32, description="Seed of adapter, shuffling and dropout.")
 
+    @field_validator("early_stopping")
+    @classmethod
+    def _has_measurements(cls, measurements: int | None, info: ValidationInfo) -> int | None:
+        if measurements is not None and info.data.get("evaluate_every_steps") is None:
+            raise ValueError("it counts measurements, and there are none on the way: set training.evaluate_every_steps")
+        return measurements
+
+
+class EvaluationSection(Section):
+    """How much is measured when base and adapter are compared, and for how long at most."""
+
+    rows: int = Field(64, ge=1, description="Held-out rows whose loss is measured at most.")
+    future_rows: int = Field(64, ge=0, description="Rows of newer commits whose loss is measured at most.")
+    prompts: int = Field(32, ge=0, description="Places in code that are completed, with base and adapter, at most.")
+    new_tokens: int = Field(48, ge=1, le=4096, description="Tokens of a completion at most.")
+    resamples: int = Field(1000, ge=100, le=1_000_000, description="Draws of the bootstrap behind each interval.")
+    minutes: float = Field(10.0, gt=0, description="No further completion is begun after so many minutes.")
+    samples: int = Field(6, ge=0, description="Completions that are shown side by side.")
+
 
 class OutputSection(Section):
     """What is kept."""
 
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints kept; older ones are removed.")
+    keep_best: bool = Field(default=True, description="Keep the checkpoint of the best held-out loss as well.")
+    publish: Literal["last", "best"] = Field(
+        "last", description="Which adapter is the result: of the last step, or of the best held-out loss."
+    )
+    sinks: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = Field(
+        (), description="Trackers that get the metrics too: tensorboard, wandb, trackio, mlflow."
+    )
+    project: str = Field("repotune", min_length=1, description="Name of the project in those trackers.")
 
 
 class Override(Section):
@@ -254,6 +334,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "dataset": DatasetSection,
     "optimization": OptimizationSection,
     "training": TrainingSection,
+    "evaluation": EvaluationSection,
     "output": OutputSection,
 }
 
@@ -295,6 +376,7 @@ class Config(Section):
     dataset: DatasetSection = DatasetSection()
     optimization: OptimizationSection = OptimizationSection()
     training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
     output: OutputSection = OutputSection()
     mps: _Overrides = Field(default_factory=_Overrides, description="Overrides on Apple GPUs.")
     cuda: _Overrides = Field(default_factory=_Overrides, description="Overrides on NVIDIA GPUs.")

@@ -8,10 +8,11 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path, user_data_path
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from backends.errors import ExitCode, RepotuneError
+from jobs.not_yet import refuse_not_yet
 
 PREFIX = "REPOTUNE_"
 _BROKER_SCHEMES = ("redis", "rediss", "unix")
@@ -62,10 +63,22 @@ class Settings(BaseSettings):
     busy_seconds: float = Field(
         60, ge=0, description="A job whose worker is short of memory is tried again after so long."
     )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Port where a worker shows its gauges to Prometheus; 0 shows none."
+    )
+    metrics_address: str = Field("127.0.0.1", min_length=1, description="Address of that port; others reach 0.0.0.0.")
     self_test: Literal["auto", "always", "never"] = Field(
         "auto",
         description="Whether a worker first compares its device with the CPU on a tiny model: auto does so with a GPU.",
     )
+
+    @field_validator("*")
+    @classmethod
+    def _is_honoured(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what would be ignored."""
+        name = info.field_name or ""
+        refuse_not_yet(f"{PREFIX}{name.upper()}", value, cls.model_fields[name].default)
+        return value
 
     @field_validator("broker_url")
     @classmethod

@@ -7,6 +7,7 @@ import yaml
 
 from backends.devices import Device
 from jobs.config import default_text, load_config
+from jobs.not_yet import NOT_YET
 from jobs.spec import Config, InvalidSpec, JobSpec
 
 
@@ -197,3 +198,46 @@ def test_every_key_has_one_sentence():
 def test_a_bare_on_or_off_of_yaml_is_a_word(word):
     config = load_config(settings=[f"training.gradient_checkpointing={word}"])
     assert config.training.gradient_checkpointing == word
+
+
+def test_keys_that_nothing_honours_yet_are_keys():
+    for key in NOT_YET:
+        section, _, name = key.partition(".")
+        assert section.startswith("REPOTUNE_") or name in Config.model_fields[section].annotation.model_fields, key
+
+
+def test_a_value_that_would_be_ignored_is_refused(monkeypatch):
+    monkeypatch.setattr("jobs.not_yet.NOT_YET", {"lora.dropout"})
+    with pytest.raises(InvalidSpec) as caught:
+        load_config(settings=["lora.dropout=0.5"])
+    assert str(caught.value) == (
+        "--set lora.dropout=0.5: lora.dropout: this version cannot do anything but 0.0 yet: leave it out."
+    )
+    with pytest.raises(InvalidSpec, match=r"On cuda: lora\.dropout: this version"):
+        load_config(settings=["cuda.lora.dropout=0.5"]).for_device(Device.CUDA)
+
+
+@pytest.fixture
+def all_honoured(monkeypatch):
+    monkeypatch.setattr("jobs.not_yet.NOT_YET", frozenset())
+
+
+@pytest.mark.usefixtures("all_honoured")
+@pytest.mark.parametrize(("given", "read"), [("all", "all"), ("last:4", "last:4"), ("[0, 3]", (0, 3))])
+def test_layers_are_all_or_the_last_or_a_list(given, read):
+    assert load_config(settings=[f"lora.layers={given}"]).lora.layers == read
+
+
+@pytest.mark.usefixtures("all_honoured")
+@pytest.mark.parametrize("given", ["last:0", "last:x", "first:3", "[]", "[1, 1]", "[-1]"])
+def test_layers_of_another_form_are_refused_with_what_is_expected(given):
+    with pytest.raises(InvalidSpec, match=r"lora\.layers: expected "):
+        load_config(settings=[f"lora.layers={given}"])
+
+
+@pytest.mark.usefixtures("all_honoured")
+def test_early_stopping_needs_measurements_on_the_way():
+    with pytest.raises(InvalidSpec, match=r"training\.early_stopping: .* set training\.evaluate_every_steps"):
+        load_config(settings=["training.early_stopping=3"])
+    config = load_config(settings=["training.early_stopping=3", "training.evaluate_every_steps=10"])
+    assert config.training.early_stopping == 3
