@@ -77,15 +77,17 @@ class StepDone(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """Held-out loss at a step."""
+    """Loss on rows that are never trained on, at a step."""
 
     kind: ClassVar[str] = "evaluation"
     step: int
-    #: Mean cross-entropy per predicted token over the held-out split, nats.
+    #: Mean cross-entropy per predicted token over the split, nats.
     loss: float
     #: exp(loss)
     perplexity: float
     tokens: int
+    #: `held_out` or `future`.
+    split: str = "held_out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,50 @@ class Checkpointed(Event):
     step: int
     #: Folder on the machine that runs the job.
     path: str
+    #: Whether no checkpoint before it had a better held-out loss.
+    best: bool = False
+    #: That training stood still for it.
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Healed(Event):
+    """Memory ran out in a step, which was done again in smaller parts: the same rows, the same effective batch."""
+
+    kind: ClassVar[str] = "healed"
+    step: int
+    #: Rows of one forward pass from now on.
+    micro_batch: int
+    #: Forward passes per optimizer step from now on.
+    accumulation: int
+    #: One sentence for people.
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seam(Event):
+    """A run went on with its base held in another way, e.g. on another device; the held-out loss tells the gap."""
+
+    kind: ClassVar[str] = "seam"
+    step: int
+    #: How the base was held, e.g. `int8 on mps`.
+    before: str
+    #: How it is held now.
+    after: str
+    #: Nats; None where it could not be measured.
+    loss_before: float | None = None
+    loss_after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Event):
+    """What an evaluation came to on one split: scores by name, of the base alone and with the adapter."""
+
+    kind: ClassVar[str] = "scores"
+    #: `held_out` or `future`.
+    split: str
+    base: dict[str, float]
+    adapter: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +185,20 @@ class Failed(Event):
 
 _KINDS: dict[str, type[Event]] = {
     cls.kind: cls
-    for cls in (StageStarted, Progress, StepDone, Evaluated, Checkpointed, Note, Finished, Stopped, Failed)
+    for cls in (
+        StageStarted,
+        Progress,
+        StepDone,
+        Evaluated,
+        Checkpointed,
+        Healed,
+        Seam,
+        Scores,
+        Note,
+        Finished,
+        Stopped,
+        Failed,
+    )
 }
 
 

@@ -50,9 +50,32 @@ def _stage(event: Event) -> str:
 
 def _evaluation(event: Event) -> str:
     return (
-        f"held-out loss {number(event.get('loss'))}, perplexity {number(event.get('perplexity'))} "
+        f"{_split(event)} loss {number(event.get('loss'))}, perplexity {number(event.get('perplexity'))} "
         f"at step {event.get('step')}"
     )
+
+
+def _split(event: Event) -> str:
+    """What was measured, in words."""
+    return "newer commits:" if event.get("split") == "future" else "held-out"
+
+
+def _checkpoint(event: Event) -> str:
+    return f"checkpoint at step {event.get('step')}{', the best so far' if event.get('best') else ''}"
+
+
+def _seam(event: Event) -> str:
+    losses = event.get("loss_before"), event.get("loss_after")
+    gap = f": held-out loss {number(losses[0])} there, {number(losses[1])} here" if None not in losses else ""
+    return f"goes on at step {event.get('step')} on {event.get('after')}, begun on {event.get('before')}{gap}"
+
+
+def _scores(event: Event) -> str:
+    base, adapter = event.get("base") or {}, event.get("adapter") or {}
+    both = [
+        f"{name.replace('_', ' ')} {number(base[name])} -> {number(adapter[name])}" for name in base if name in adapter
+    ]
+    return f"{_split(event)} base -> adapter: {', '.join(both)}"
 
 
 def _state(event: Event) -> str:
@@ -73,7 +96,10 @@ _WORDS: dict[str, Callable[[Event], str]] = {
     "evaluation": _evaluation,
     "state": _state,
     "note": _note,
-    "checkpoint": lambda event: f"checkpoint at step {event.get('step')}",
+    "checkpoint": _checkpoint,
+    "healed": lambda event: f"step {event.get('step')}: {event.get('message', '')}",
+    "seam": _seam,
+    "scores": _scores,
     "stopped": lambda _event: "stopped, its last checkpoint is complete",
     "failed": lambda event: f"failed: {event.get('message', '')}",
 }

@@ -6,7 +6,7 @@ import threading
 import pytest
 from click.testing import CliRunner
 
-from jobs.events import Evaluated, Note, Progress, StageStarted, StepDone
+from jobs.events import Checkpointed, Evaluated, Healed, Note, Progress, Scores, Seam, StageStarted, StepDone
 from jobs.states import Cause, State
 from queue_app.cli import repotune
 from queue_app.follow import PlainView, follow_pipeline
@@ -69,6 +69,35 @@ def run_to_the_end(store, job, events=(), state=State.SUCCEEDED, **how):
 def test_a_step_says_step_loss_speed_and_eta():
     line = describe(json.loads(a_step(3).to_json()))
     assert line == "train  step 3/10  loss 2.5  812.3 tokens/s  ETA 2 min"
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (
+            Evaluated(step=4, loss=2.0, perplexity=7.39, tokens=5, split="future"),
+            "newer commits: loss 2, perplexity 7.39 at step 4",
+        ),
+        (Checkpointed(step=4, path="x"), "checkpoint at step 4"),
+        (Checkpointed(step=4, path="x", best=True), "checkpoint at step 4, the best so far"),
+        (Healed(step=4, micro_batch=1, accumulation=16, message="memory ran out"), "step 4: memory ran out"),
+        (
+            Seam(step=4, before="int8 on mps", after="nf4 on cuda"),
+            "goes on at step 4 on nf4 on cuda, begun on int8 on mps",
+        ),
+        (
+            Seam(step=4, before="int8 on mps", after="nf4 on cuda", loss_before=2.0, loss_after=2.5),
+            "goes on at step 4 on nf4 on cuda, begun on int8 on mps: held-out loss 2 there, 2.5 here",
+        ),
+        (
+            Scores(split="held_out", base={"loss": 2.0, "fim_exact": 0.1}, adapter={"loss": 1.5, "fim_exact": 0.3}),
+            "held-out base -> adapter: loss 2 -> 1.5, fim exact 0.1 -> 0.3",
+        ),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_what_happens_on_the_way_is_a_line(event, line):
+    assert describe(json.loads(event.to_json())) == line
 
 
 def test_events_of_a_newer_job_are_passed_over():
