@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from jobs.events import StepDone, event_from_json
+
 PROGRAM = "from queue_app.cli import main; main()"
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "celery", "redis", "pydantic", "flower")
 
@@ -103,7 +105,11 @@ def test_train_writes_an_adapter_and_refuses_to_do_so_twice(dataset, tiny_model_
     assert result["adapter"] == str(tmp_path / "out" / "adapter")
     assert result["steps"] == 3
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 3
+    kept = (tmp_path / "out" / "events.jsonl").read_text()
+    events = [event_from_json(line) for line in kept.splitlines()]
+    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3]
     assert "already holds an adapter" in run(*arguments, code=2, REPOTUNE_PROBE=probed).stderr
+    assert (tmp_path / "out" / "events.jsonl").read_text() == kept
 
 
 @pytest.mark.slow

@@ -11,30 +11,10 @@ import click
 
 from backends.devices import Device
 from queue_app.commands.options import finish, json_flag, local_flag, print_json, say
+from workers.options import config_flag, device_flag, model_flag, read_config, set_flag
 
 if TYPE_CHECKING:
     from jobs.spec import Config, Source
-
-_device_flag = click.option(
-    "--device",
-    type=click.Choice([device.value for device in Device]),
-    help="Device to use. Default: the best that answers (cuda, else mps, else cpu).",
-)
-_model_flag = click.option("--model", help="Hub id, folder, or .gguf file. Default: model.name of the configuration.")
-_config_flag = click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar="REPOTUNE_CONFIG",
-    show_envvar=True,
-    help="Configuration file (YAML) laid over the default; `repotune schema --yaml` prints that.",
-)
-_set_flag = click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Set any key of the configuration, e.g. dataset.sequence_length=512. May be given more than once.",
-)
 
 
 def _worker_name(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
@@ -44,7 +24,7 @@ def _worker_name(_ctx: click.Context, _parameter: click.Parameter, value: str | 
 
 
 @click.command()
-@_device_flag
+@device_flag
 @click.option("--name", callback=_worker_name, help="Name of this worker. Default: the name of the machine.")
 @click.option("--memory-gib", type=click.FloatRange(min=0, min_open=True), help="Memory to offer, in place of all.")
 @local_flag
@@ -77,11 +57,11 @@ def worker(device: str | None, name: str | None, memory_gib: float | None, local
     "--repo", default=".", metavar="PATH_OR_URL", show_default=True, help="Git repository: a folder or a URL."
 )
 @click.option("--ref", help="Branch, tag or commit to learn, or a range A..B of commits. Default: HEAD.")
-@_model_flag
+@model_flag
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the dataset.")
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Print N samples as the model will see them.")
-@_config_flag
-@_set_flag
+@config_flag
+@set_flag
 @json_flag
 def dataset(
     *,
@@ -103,7 +83,7 @@ def dataset(
     from jobs.context import StopRequested
     from workers.foreground import leave_interrupted
 
-    configuration = _read_config(config, settings, {"model.name": model})
+    configuration = read_config(config, settings, {"model.name": model})
     _refuse_filled(output)
     try:
         result = _dataset(repo, ref, configuration, output, as_json=as_json)
@@ -124,13 +104,13 @@ def dataset(
     required=True,
     help="Folder that `repotune dataset` wrote.",
 )
-@_model_flag
-@_device_flag
+@model_flag
+@device_flag
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for adapter and report.")
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop after so many steps. Default: the epochs decide.")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in the output folder.")
-@_config_flag
-@_set_flag
+@config_flag
+@set_flag
 @json_flag
 def train(
     *,
@@ -152,10 +132,11 @@ def train(
     from jobs.context import JobContext, StopRequested
     from queue_app.settings import load_settings
     from workers.device_test import proven
+    from workers.event_file import FILE as EVENTS
     from workers.foreground import leave_interrupted, run_in_foreground
     from workers.machine import find_machine
 
-    configuration = _read_config(config, settings, {"model.name": model, "training.max_steps": max_steps})
+    configuration = read_config(config, settings, {"model.name": model, "training.max_steps": max_steps})
     machine = proven(find_machine(Device(device) if device else None), load_settings().self_test)
     say(f"Training on {machine.device}, {machine.device_name}: {machine.reason}", as_json=as_json)
 
@@ -166,7 +147,13 @@ def train(
         return run_training(configuration, dataset_folder, machine.device, context, resume_from=checkpoints)
 
     try:
-        result = run_in_foreground(job, output, to_stderr=as_json, calibration=load_settings().home / CALIBRATION)
+        result = run_in_foreground(
+            job,
+            output,
+            to_stderr=as_json,
+            calibration=load_settings().home / CALIBRATION,
+            events=output / EVENTS,
+        )
     except StopRequested:
         leave_interrupted(f"Stopped; run the same command with --resume to go on from {output / 'checkpoints'}.")
         return
@@ -174,16 +161,6 @@ def train(
     if as_json:
         places = {"adapter": str(output / result["adapter"]), "report": str(output / result["report"])}
         print_json({**result, **places})
-
-
-def _read_config(file: Path | None, settings: tuple[str, ...], flags: dict[str, Any]) -> "Config":
-    """The configuration, flags laid over it; a flag that is None was not given."""
-    import json
-
-    from jobs.config import load_config
-
-    given = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
-    return load_config(file, [*settings, *given])
 
 
 def _refuse_filled(folder: Path) -> None:

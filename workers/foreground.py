@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,7 +13,9 @@ import click
 
 from backends.errors import ExitCode, RepotuneError
 from jobs.context import JobContext
+from jobs.events import Event
 from workers.display import open_display
+from workers.event_file import EventFile
 from workers.failure import sentence_of
 
 
@@ -22,7 +24,12 @@ class ForegroundFailed(RepotuneError):
 
 
 def run_in_foreground(
-    job: Callable[[JobContext], dict[str, Any]], output: Path, *, to_stderr: bool, calibration: Path | None = None
+    job: Callable[[JobContext], dict[str, Any]],
+    output: Path,
+    *,
+    to_stderr: bool,
+    calibration: Path | None = None,
+    events: Path | None = None,
 ) -> dict[str, Any]:
     """Run `job` with a context whose events are shown here and whose stop flag is Ctrl-C.
 
@@ -31,18 +38,34 @@ def run_in_foreground(
         output: folder that the job writes into.
         to_stderr: show events on standard error, because standard output is for JSON.
         calibration: file where this machine keeps what its trainings took.
+        events: file that the events are appended to; None keeps none.
 
     Raises:
         StopRequested: Ctrl-C was pressed once and the job saved what it had.
         RepotuneError: what is wrong, in a sentence.
     """
     stop = threading.Event()
-    with _ctrl_c(stop), open_display(to_stderr=to_stderr) as display:
-        context = JobContext(output=output, emit=display.show, should_stop=stop.is_set, calibration=calibration)
+    with _ctrl_c(stop), open_display(to_stderr=to_stderr) as display, _kept(events, display.show) as emit:
+        context = JobContext(output=output, emit=emit, should_stop=stop.is_set, calibration=calibration)
         try:
             return job(context)
         except OSError as error:
             raise ForegroundFailed(sentence_of(error)) from error
+
+
+@contextmanager
+def _kept(file: Path | None, show: Callable[[Event], None]) -> Iterator[Callable[[Event], None]]:
+    """Takes events to `show` and, where there is one, into the file."""
+    if file is None:
+        yield show
+        return
+
+    def emit(event: Event) -> None:
+        kept.write(event)
+        show(event)
+
+    with closing(EventFile(file)) as kept:
+        yield emit
 
 
 @contextmanager

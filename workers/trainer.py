@@ -15,8 +15,9 @@ from pathlib import Path
 from types import FrameType
 
 from jobs.context import JobContext, StopRequested
-from jobs.events import Checkpointed, Event, Finished, Stopped
+from jobs.events import Finished, Stopped
 from workers.assignment import EVENTS, OUTPUT, Assignment
+from workers.event_file import EventFile
 from workers.failure import failure_of
 
 _PARENT_POLL_SECONDS = 1.0
@@ -53,26 +54,6 @@ def run(assignment: Assignment, workdir: Path, stop: threading.Event) -> None:
     except Exception as error:  # noqa: BLE001 - every end must be told
         traceback.print_exc()
         events.write(failure_of(error))
-
-
-class EventFile:
-    """Appends events to a file, one JSON object a line, and remembers the last checkpoint's step."""
-
-    def __init__(self, path: Path) -> None:
-        self.last_step: int | None = None
-        self._file = path.open("a", encoding="utf-8")
-        self._lock = threading.Lock()
-
-    def write(self, event: Event) -> None:
-        """Append one event. A full disk loses it: the job must not die of its own news."""
-        if isinstance(event, Checkpointed):
-            self.last_step = event.step
-        with self._lock:
-            try:
-                self._file.write(event.to_json() + "\n")
-                self._file.flush()
-            except OSError as error:
-                print(f"event lost: {error}", file=sys.stderr)  # noqa: T201 - stderr is the trainer's log
 
 
 def _listen(stop: threading.Event) -> None:
