@@ -14,7 +14,15 @@ from backends import optimizers
 from backends.devices import Device
 from backends.errors import BackendUnavailable
 from jobs.checkpoint import CheckpointDamaged
-from jobs.optimizer import FILE, load_optimizer, make_optimizer, refuse_unavailable, save_optimizer, trainable
+from jobs.optimizer import (
+    FILE,
+    load_optimizer,
+    make_optimizer,
+    refuse_unavailable,
+    save_optimizer,
+    set_rate,
+    trainable,
+)
 from jobs.spec import OptimizationSection
 
 torch.set_num_threads(1)
@@ -50,8 +58,7 @@ def run_steps(model, optimizer, numbers):
         generator = torch.Generator().manual_seed(number)
         x, y = torch.randn(8, 96, generator=generator), torch.randn(8, 96, generator=generator)
         (model(x) - y).square().mean().backward()
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2 / (number + 1)
+        set_rate(optimizer, 1e-2 / (number + 1))
         optimizer.step()
         optimizer.zero_grad()
 
@@ -253,3 +260,10 @@ def test_every_name_runs_on_this_cpu(name):
 def test_an_unknown_name_is_a_sentence():
     with pytest.raises(BackendUnavailable, match="adamw, adamw8bit or adafactor"):
         optimizers.make("sgd", [nn.Parameter(torch.zeros(2))], learning_rate=1.0, weight_decay=0.0)
+
+
+def test_a_group_with_a_factor_learns_so_many_times_as_fast():
+    parameters = [{"params": [nn.Parameter(torch.ones(1))]}, {"params": [nn.Parameter(torch.ones(1))], "factor": 16.0}]
+    optimizer = torch.optim.SGD(parameters, lr=1.0)
+    set_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 4.0]

@@ -23,6 +23,7 @@ from jobs import planner, preparation, shards
 from jobs.checkpoint import CheckpointDamaged, latest, sha256_of
 from jobs.context import JobContext, OutputExists, StopRequested
 from jobs.events import Checkpointed, Evaluated, Note, StageStarted, StepDone
+from jobs.execution import Execution
 from jobs.order import Order
 from jobs.run import Diverged, OutOfMemory
 from jobs.spec import Config, InvalidSpec
@@ -237,7 +238,10 @@ def test_a_checkpoint_from_before_there_was_a_choice_goes_on(tmp_path, dataset, 
         run(tmp_path, config, dataset, Recorder(stop_after=2))
     folder = tmp_path / "checkpoints" / "step-2"
     data = json.loads((folder / "state.json").read_text())
-    del data["identity"]["optimizer"], data["identity"]["dora"]
+    first = {"model", "revision", "rank", "alpha", "rslora", "target_modules", "dataset", "effective_batch", "seed"}
+    data["identity"] = {name: data["identity"][name] for name in first}
+    first = {"step", "tokens", "seconds", "position", "measurements", "skipped_in_a_row"}
+    data["state"] = {name: data["state"][name] for name in first}
     (folder / "state.json").write_text(json.dumps(data))
     manifest = json.loads((folder / "manifest.json").read_text())
     written = folder / "state.json"
@@ -247,6 +251,23 @@ def test_a_checkpoint_from_before_there_was_a_choice_goes_on(tmp_path, dataset, 
     with pytest.raises(InvalidSpec, match="optimizer was adamw then and is adafactor now"):
         run(tmp_path, adafactor, dataset, resume_from=folder)
     assert run(tmp_path, config, dataset, resume_from=folder)["steps"] > 2
+
+
+def test_a_checkpoint_says_how_the_run_computed(tmp_path, dataset, model_folder):
+    with pytest.raises(StopRequested):
+        run(tmp_path, make_config(model_folder), dataset, Recorder(stop_after=1))
+    state = json.loads((tmp_path / "checkpoints" / "step-1" / "state.json").read_text())["state"]
+    assert Execution.from_json(state["execution"] | {"of a newer program": 1}) == Execution(
+        device="cpu",
+        kind="none",
+        compute="exact",
+        dtype="float32",
+        micro_batch=2,
+        checkpointing=False,
+        attention=state["execution"]["attention"],
+        compile=False,
+        threads=1,
+    )
 
 
 def test_every_choice_of_the_configuration_reaches_the_backend(tmp_path, dataset, model_folder):
@@ -506,6 +527,8 @@ def test_fp16_scales_gradients_and_lowers_the_scale_until_they_fit(tmp_path, dat
         run(tmp_path, make_config(model_folder), dataset, recorder)
     skipped = [note for note in recorder.of(Note) if "skipped" in note.message]
     assert 1 <= len(skipped) < 8
+    state = json.loads((latest(tmp_path / "checkpoints") / "state.json").read_text())["state"]
+    assert state["skipped"] == len(skipped)
     norms = [step.grad_norm for step in recorder.of(StepDone) if math.isfinite(step.grad_norm)]
     assert all(0.1 < norm < 1.0 for norm in norms)  # of the gradients, not of the scaled ones
     weights = load_file(latest(tmp_path / "checkpoints") / "adapter" / "adapter_model.safetensors")
