@@ -32,7 +32,17 @@ SPLITS = (TRAIN, HELD_OUT, FUTURE)
 _NO_ROWS = {"rows": 0}
 #: All that lies in the folder of a dataset.
 DATASET_NAMES = frozenset(
-    {MANIFEST, *SPLITS, "stats.json", "drops.jsonl", "examples.json", "timing.json", "samples.parquet", "report.html"}
+    {
+        MANIFEST,
+        *SPLITS,
+        "stats.json",
+        "drops.jsonl",  # of datasets before it was compressed
+        "drops.jsonl.zst",
+        "examples.json",
+        "timing.json",
+        "samples.parquet",
+        "report.html",
+    }
 )
 
 #: Flag: a document starts at this token.

@@ -1,7 +1,8 @@
 """Tells how far a job of stages is, a few times a second at most, and leaves when asked to."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from jobs.context import JobContext, StopRequested
 from jobs.events import Progress, StageStarted
@@ -11,6 +12,8 @@ _PAUSE = 0.25
 
 #: Between two reports of a stage that tells no time left.
 _LONG_PAUSE = 0.5
+
+_Item = TypeVar("_Item")
 
 
 class Stages:
@@ -29,6 +32,16 @@ class Stages:
         """
         if self._context.should_stop():
             raise StopRequested
+
+    def checked(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """The items, each with a look whether to go on.
+
+        Raises:
+            StopRequested: asked to.
+        """
+        for item in items:
+            self.check()
+            yield item
 
     def start(self, stage: str, message: str = "") -> None:
         """Enter a stage."""

@@ -8,8 +8,8 @@ bytes. The output folder appears whole or not at all; a rebuild takes from the c
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from jobs.dataset.commits import CommitRenderer
 from jobs.dataset.examples import EXAMPLES, examples
 from jobs.dataset.files import shown_path
 from jobs.dataset.fim import Layout, layout_of
-from jobs.dataset.future import FutureFile, future_files
+from jobs.dataset.future import Future, FutureFile, future_files, measured
 from jobs.dataset.history import count_commits, cut_commit
 from jobs.dataset.identity import identity, versions
 from jobs.dataset.mixing import Item, Shares, by_lot, code_limit, commit_items, file_items, until
@@ -33,21 +33,20 @@ from jobs.dataset.reading import LEAK_WORDS, Reader
 from jobs.dataset.redaction import Redactor
 from jobs.dataset.remembered import RememberedVocabulary
 from jobs.dataset.report import write_report
-from jobs.dataset.samples import Document, Renderer, SampleKind
+from jobs.dataset.samples import Renderer, SampleKind
 from jobs.dataset.sides import Guard, Sides, common_runs, divide
 from jobs.dataset.stats import Findings, stats
 from jobs.dataset.stopwatch import Stopwatch
 from jobs.dataset.survey import File, Survey, read_attributes, survey_files, texts
 from jobs.dataset.syntax import SyntaxCutter
 from jobs.dataset.tokens import Vocabulary
-from jobs.dataset.writing import Split, write_samples, write_splits
+from jobs.dataset.writing import Split, write_drops, write_samples, write_splits
 from jobs.shards import FUTURE, HELD_OUT, TRAIN, DatasetError, dtype_name, write_manifest
 from jobs.spec import Config, DatasetSection, Source
 from jobs.stages import Stages
 from jobs.workplace import workplace
 
 STATS = "stats.json"
-DROPS = "drops.jsonl"
 TIMING = "timing.json"
 
 #: The future split is a measure, not a copy of the repository: it ends at this share of the training tokens, but not
@@ -183,30 +182,39 @@ def _find(job: _Job) -> Findings:
     doc_items = _render(job, renderer, by_lot(docs, job.section.seed), SampleKind.DOCS, shares.docs)
     held_items = _held_out(job, renderer, held_out)
     told, commit_reasons = _commits(job, survey, history, sides, shares.commits)
-    overlap = _overlap(job, survey, sides, told)
+    overlap, report = _overlap(job, survey, sides, told)
     train = [*code_items, *doc_items, *(item for one in told for item in commit_items(one))]
-    future, added = _future(job, renderer, max(_FUTURE_TOKENS, int(mixing.tokens(train) * _FUTURE_SHARE)))
+    future = _future(job, renderer, overlap, max(_FUTURE_TOKENS, int(mixing.tokens(train) * _FUTURE_SHARE)))
     _refuse_empty(train, held_items)
     job.stages.start("pack", job.vocabulary.note or "")
     pack = partial(Split.packed, sequence_length=job.section.sequence_length, seed=job.section.seed)
     splits = (
-        pack(TRAIN, train, files=len(code) + len(docs), size=sum(file.size for file in [*code, *docs])),
-        pack(HELD_OUT, held_items, files=len(held_out), size=sum(file.size for file in held_out)),
-        pack(FUTURE, future, files=len(added), size=sum(file.bytes for file in added)),
+        pack(TRAIN, train, sizes=_sizes([*code, *docs])),
+        pack(HELD_OUT, held_items, sizes=_sizes(held_out)),
+        pack(FUTURE, future.items, sizes=future.sizes),
     )
     return Findings(
         survey=survey,
         history=history,
         sides=sides,
         splits=splits,
-        overlap=overlap,
+        overlap=report,
         layout=job.layout,
         syntax=SyntaxCutter().version,
         commits_used=len(told),
         future_commits=_future_commits(job),
         commit_reasons=commit_reasons,
-        other_redactions=[(one.path, one.redactions) for one in told] + [(one.path, one.redactions) for one in added],
+        other_redactions=_redactions(told) + _redactions(future.files),
+        future=future,
     )
+
+
+def _redactions(sources: Iterable[Told | FutureFile]) -> list[tuple[str, dict[str, int]]]:
+    return [(one.path, one.redactions) for one in sources]
+
+
+def _sizes(files: Sequence[File]) -> dict[tuple[str, str | None], int]:
+    return {(file.path, file.blob): file.size for file in files}
 
 
 def _told(layout: Layout, section: DatasetSection) -> str:
@@ -287,41 +295,32 @@ def _commits(
     return chosen, {reason: many for reason, many in chronicler.reasons.items() if many}
 
 
-def _overlap(job: _Job, survey: Survey, sides: Sides, told: Sequence[Told]) -> OverlapReport:
-    """What held-out files share with all that is trained on.
+def _overlap(job: _Job, survey: Survey, sides: Sides, told: Sequence[Told]) -> tuple[Overlap, OverlapReport]:
+    """All that is trained on, and what held-out files share with it.
 
     Raises:
         DatasetError: a training text holds more of a held-out file than is allowed.
     """
     # Runs that many files share are told from the files alone: a leak into many commits is no boilerplate.
-    overlap = Overlap(words=LEAK_WORDS, boilerplate=common_runs(survey.leak))
+    overlap = Overlap(words=LEAK_WORDS, thin=survey.thin, boilerplate=common_runs(survey.leak))
     for index in [*sides.code, *sides.docs]:
         overlap.learn(survey.files[index].path, survey.leak[index])
     for one in told:
         overlap.learn(f"commit {one.commit.id[:12]}", one.leak)
     report = overlap.measure((survey.files[index].path, survey.leak[index]) for index in sides.held_out)
     overlap.refuse(report, job.section.max_overlap)
-    return report
+    return overlap, report
 
 
-def _future(job: _Job, renderer: Renderer, limit: int) -> tuple[list[Item], list[FutureFile]]:
+def _future(job: _Job, renderer: Renderer, overlap: Overlap, limit: int) -> Future:
     """What the commits after the cut added, in its context."""
     if job.cut == job.source.commit:
-        return [], []
+        return measured([], overlap, renderer, tokens=limit, most_overlap=job.section.max_overlap)
     job.stages.start("future", "Reading what the newest commits added.")
     attributes = read_attributes(job.git_dir, list(repository.list_files(job.git_dir, job.source.commit)))
-    files, items = [], []
-    count = 0
-    for file in future_files(job.git_dir, (job.cut, job.source.commit), job.section, attributes, job.reader):
-        job.stages.check()
-        if count >= limit:
-            break
-        document = Document(file.path, file.text, held_out=True, kind=SampleKind.CONTEXT, learned=file.added)
-        samples = [one for one in renderer.render([document]) if one.labels is None or one.labels[1:].any()]
-        items += [Item(one, file.path, file.blob, None, None, sum(file.redactions.values())) for one in samples]
-        count += sum(len(one.ids) for one in samples)
-        files.append(file)
-    return items, files
+    span = (job.cut, job.source.commit)
+    files = job.stages.checked(future_files(job.git_dir, span, job.section, attributes, job.reader))
+    return measured(files, overlap, renderer, tokens=limit, most_overlap=job.section.max_overlap)
 
 
 def _future_commits(job: _Job) -> int:
@@ -337,9 +336,8 @@ def _refuse_empty(train: Sequence[Item], held_out: Sequence[Item]) -> None:
 
 
 def _write_tables(folder: Path, found: Findings, job: _Job) -> None:
-    write_samples(folder, found.splits)
-    with (folder / DROPS).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(drop)) + "\n" for drop in found.survey.drops)
+    write_samples(folder, found.splits, job.vocabulary)
+    write_drops(folder, found.drops)
     _write_json(folder / STATS, stats(found, job.section.sequence_length))
     _write_json(folder / EXAMPLES, examples(found.splits, job.vocabulary, job.section.seed))
 
@@ -390,8 +388,8 @@ def _result(job: _Job, found: Findings) -> dict[str, Any]:
     return {
         "commit": job.source.commit,
         "trained_until": job.cut,
-        "files": len(found.survey.files),
-        "dropped_files": len(found.survey.drops),
+        "files": len(found.used),
+        "dropped_files": len(found.drops),
         "commits": found.commits_used,
         "samples": sum(len(split.items) for split in found.splits),
         "train_tokens": train.tokens,

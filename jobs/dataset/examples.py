@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-import numpy as np
-
 from jobs.dataset.candidates import lot
 from jobs.dataset.mixing import Item
 from jobs.dataset.remembered import RememberedVocabulary
@@ -32,21 +30,14 @@ def examples(splits: Sequence[Split], vocabulary: RememberedVocabulary, seed: in
 
 
 def _example(split: str, item: Item, vocabulary: RememberedVocabulary) -> dict[str, Any]:
-    sample = item.sample
-    return {
-        "split": split,
-        "kind": str(sample.kind),
-        "mode": str(sample.mode),
-        "path": item.path,
-        "commit": item.commit,
-        "tokens": len(sample.ids),
-        "pieces": _pieces(item, vocabulary),
-    }
+    # The page and the terminal show one path.
+    about = {name: value for name, value in item.about.items() if name != "paths"}
+    return {"split": split, "path": item.path, **about, "pieces": _pieces(item, vocabulary)}
 
 
 def _pieces(item: Item, vocabulary: RememberedVocabulary) -> list[dict[str, Any]]:
     sample = item.sample
-    labels = np.ones(len(sample.ids), np.bool_) if sample.labels is None else sample.labels
+    labels = sample.learned
     special = vocabulary.is_special(sample.ids)
     pieces = []
     for (is_special, label), run in groupby(range(len(sample.ids)), lambda at: (bool(special[at]), bool(labels[at]))):

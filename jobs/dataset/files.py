@@ -40,6 +40,8 @@ class Reason(StrEnum):
     FEW_LETTERS = "few letters"
     LITTLE_TEXT = "little visible text"
     DUPLICATE = "duplicate"
+    DOCS_SHARE = "beyond the share of documentation"
+    TOKENS = "beyond dataset.tokens"
 
 
 @dataclass(frozen=True, kw_only=True)

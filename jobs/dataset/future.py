@@ -1,15 +1,26 @@
-"""Tomorrow's code: the files that the newest commits touched, of which only the lines are measured that they added."""
+"""Tomorrow's code: the files that the newest commits touched, of which only the lines are measured that are new.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+New is a line that those commits added, and that no training text holds: code that they moved or copied from elsewhere
+is not. A line is known where every word of it stands in runs of thirteen words that some training text holds.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from itertools import accumulate
 from pathlib import Path
+
+import numpy as np
 
 from jobs.dataset.attributes import Attributes
 from jobs.dataset.candidates import lot
-from jobs.dataset.files import path_filter
-from jobs.dataset.history import changes_between
+from jobs.dataset.files import is_documentation, path_filter
+from jobs.dataset.history import Change, changes_between
+from jobs.dataset.mixing import Item, Origin
+from jobs.dataset.overlap import Overlap, OverlapReport
 from jobs.dataset.reading import Reader, Text
+from jobs.dataset.samples import Document, Renderer, SampleKind
+from jobs.dataset.shingles import Shingles
 from jobs.repository import TreeEntry
 from jobs.spec import DatasetSection
 
@@ -25,9 +36,42 @@ class FutureFile:
     blob: str
     bytes: int
     text: str
-    #: Spans of characters that the newest commits added; at least one.
+    #: Spans of characters, whole lines, that the newest commits added; at least one.
     added: tuple[tuple[int, int], ...]
     redactions: dict[str, int]
+    licence: str | None = None
+    documentation: bool = False
+
+    @property
+    def lines(self) -> int:
+        """Lines that were added and are not blank."""
+        return sum(bool(line.strip()) for text in self.parts for line in text.splitlines())
+
+    @property
+    def parts(self) -> list[str]:
+        """What was added."""
+        return [self.text[start:stop] for start, stop in self.added]
+
+
+@dataclass(frozen=True)
+class Future:
+    """What is measured of the newest commits."""
+
+    items: list[Item]
+    #: The files that the items are of, with what is measured of them.
+    files: list[FutureFile]
+    #: Lines that were added to the files that were looked at, and those of them that training knows.
+    lines: int
+    known_lines: int
+    #: Files of which nothing is measured, as training knows what was added, or too much of it.
+    known_files: int
+    #: What training holds of what is measured all the same.
+    overlap: OverlapReport
+
+    @property
+    def sizes(self) -> dict[tuple[str, str | None], int]:
+        """Bytes of the files, by path and blob."""
+        return {(file.path, file.blob): file.bytes for file in self.files}
 
 
 def future_files(
@@ -48,6 +92,11 @@ def future_files(
         and reason_of(TreeEntry(mode=change.mode, blob=change.after, size=1, path=change.path)) is None
     ]
     changes.sort(key=lambda change: lot(section.seed, change.path.decode("latin-1")))
+    # Of copies the first is new; each by itself would count again.
+    first: dict[str | None, Change] = {}
+    for change in changes:
+        first.setdefault(change.after, change)
+    changes = list(first.values())
     wanted = [
         (reader.path(path), blob)
         for change in changes
@@ -62,14 +111,97 @@ def future_files(
             continue
         added = added_spans(before.text if isinstance(before, Text) else "", after.text)
         if added:
-            yield FutureFile(
-                reader.path(change.path),
-                change.after or "",
-                len(after.text.encode()),
-                after.text,
-                added,
-                dict(after.redactions),
-            )
+            yield _file(change, reader.path(change.path), after, added, attributes)
+
+
+def _file(
+    change: Change, path: str, text: Text, added: tuple[tuple[int, int], ...], attributes: Attributes
+) -> FutureFile:
+    said = attributes.is_documentation(change.path)
+    return FutureFile(
+        path,
+        change.after or "",
+        len(text.text.encode()),
+        text.text,
+        added,
+        dict(text.redactions),
+        text.licence,
+        documentation=is_documentation(path) if said is None else said,
+    )
+
+
+def measured(
+    files: Iterable[FutureFile], overlap: Overlap, renderer: Renderer, *, tokens: int, most_overlap: float
+) -> Future:
+    """Samples of what is new in some files, until they have so many tokens.
+
+    Args:
+        files: as `future_files` gives them.
+        overlap: knows all that is trained on.
+        renderer: writes them; what was there before stands beside, and is not measured.
+        tokens: at most, but for the last file's.
+        most_overlap: a file of which one training source still holds a larger part is left out.
+
+    Raises:
+        DatasetError: a training source holds a larger part of what is measured.
+    """
+    items: list[Item] = []
+    kept: list[FutureFile] = []
+    lines = known = known_files = count = 0
+    for file in files:
+        if count >= tokens:
+            break
+        new = unknown(file, overlap)
+        fits = bool(new.added) and overlap.measure([_measure(new, overlap)]).largest <= most_overlap
+        lines += file.lines
+        known += file.lines - new.lines * fits
+        samples = _items(new, renderer) if fits else []
+        known_files += not samples
+        if samples:
+            items += samples
+            count += sum(len(item.sample.ids) for item in samples)
+            kept.append(new)
+    report = overlap.measure(_measure(file, overlap) for file in kept)
+    overlap.refuse(report, most_overlap)
+    return Future(items, kept, lines, known, known_files, report)
+
+
+def _measure(file: FutureFile, overlap: Overlap) -> tuple[str, Shingles]:
+    return file.path, overlap.runs(file.parts)
+
+
+def _items(file: FutureFile, renderer: Renderer) -> list[Item]:
+    kind = SampleKind.DOCS if file.documentation else SampleKind.CONTEXT
+    document = Document(file.path, file.text, held_out=True, kind=kind, learned=file.added)
+    origin = (Origin(file.path, file.blob, file.licence),)
+    return [Item(sample, origin) for sample in renderer.render([document])]
+
+
+def unknown(file: FutureFile, overlap: Overlap) -> FutureFile:
+    """The file with only those lines added that training does not know; none of them may be left."""
+    lines = file.text.splitlines(keepends=True)
+    seen = overlap.seen(file.text)
+    stops = np.cumsum([len(line.encode()) for line in lines])
+    new = np.bincount(np.searchsorted(stops, seen.starts[~seen.known], side="right"), minlength=len(lines)) > 0
+    ends = [0, *accumulate(map(len, lines))]
+    place = {end: number for number, end in enumerate(ends)}
+    spans: list[tuple[int, int]] = []
+    for start, stop in file.added:
+        spans += _runs_of(range(place[start], place[stop]), lines, new.tolist())
+    return replace(file, added=tuple((ends[start], ends[stop]) for start, stop in spans))
+
+
+def _runs_of(numbers: range, lines: Sequence[str], new: Sequence[bool]) -> Iterator[tuple[int, int]]:
+    """The lines of a span that are new, as ranges; a blank one stays with what stands before it."""
+    start: int | None = None
+    for number in numbers:
+        if start is not None and lines[number].strip() and not new[number]:
+            yield start, number
+            start = None
+        elif start is None and new[number]:
+            start = number
+    if start is not None:
+        yield start, numbers.stop
 
 
 def added_spans(before: str, after: str) -> tuple[tuple[int, int], ...]:

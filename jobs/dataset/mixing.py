@@ -5,6 +5,7 @@ Shares are reached by leaving out, never by repeating: nothing is written twice.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.dataset.candidates import lot
 from jobs.dataset.chronicle import Told
@@ -17,15 +18,39 @@ _BATCH_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """A file that a sample holds a part of; of a commit the first one that it shows."""
+
+    path: str
+    blob: str | None = None
+    #: SPDX identifier that it states.
+    licence: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
     """A sample and where it is from."""
 
     sample: Sample
-    path: str
-    blob: str | None
-    commit: str | None
-    licence: str | None
-    redactions: int
+    #: As many as the sample has `sizes`.
+    origins: tuple[Origin, ...]
+    commit: str | None = None
+
+    @property
+    def path(self) -> str:
+        """Of the first file."""
+        return self.origins[0].path
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What people are told of it."""
+        return {
+            "kind": str(self.sample.kind),
+            "mode": str(self.sample.mode),
+            "commit": self.commit,
+            "paths": [origin.path for origin in self.origins],
+            "tokens": len(self.sample.ids),
+        }
 
 
 @dataclass(frozen=True)
@@ -69,11 +94,11 @@ def file_items(
             Document(file.path, text, held_out=held_out, kind=kind)
             for file, text in zip(batch, texts(batch), strict=True)
         ]
-        yield [_item(batch[sample.document], sample) for sample in renderer.render(documents)]
-
-
-def _item(file: File, sample: Sample) -> Item:
-    return Item(sample, file.path, file.blob, None, file.licence, sum(file.redactions.values()))
+        for_files = [Origin(file.path, file.blob, file.licence) for file in batch]
+        yield [
+            Item(sample, tuple(for_files[sample.document : sample.document + sample.joined]))
+            for sample in renderer.render(documents)
+        ]
 
 
 def _batches(files: Sequence[File], kind: SampleKind, *, held_out: bool) -> Iterator[list[File]]:
@@ -111,5 +136,4 @@ def until(batches: Iterable[list[Item]], limit: int | None) -> list[Item]:
 
 def commit_items(told: Told) -> list[Item]:
     """The samples of a commit."""
-    redactions = sum(told.redactions.values())
-    return [Item(sample, told.path, None, told.commit.id, None, redactions) for sample in told.samples]
+    return [Item(sample, (Origin(told.path),), told.commit.id) for sample in told.samples]

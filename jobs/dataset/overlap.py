@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.dataset.postings import Postings, Tally, common_above
-from jobs.dataset.shingles import Shingles
+from jobs.dataset.shingles import Shingles, distinct, runs_in_order, shingles
+from jobs.dataset.survey import thinned
 from jobs.shards import DatasetError
 
 #: Pairs that a report names.
@@ -42,22 +43,36 @@ class OverlapReport:
     #: Of a large training side one run in so many was looked at.
     sampling: int = 1
 
+    @property
+    def largest(self) -> float:
+        """The largest part of one text that one training source holds."""
+        return self.worst[0].share if self.worst else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What training knows of a text, word by word."""
+
+    #: int64 [words]: where each begins in the text's UTF-8.
+    starts: NDArray[np.int64]
+    #: bool [words]: it is part of a run that training holds.
+    known: NDArray[np.bool_]
+
 
 class Overlap:
     """The runs of words of the training side, to hold held-out texts against."""
 
-    def __init__(self, words: int = 13, watched: Shingles | None = None, boilerplate: Shingles | None = None) -> None:
+    def __init__(self, words: int = 13, thin: int = 1, boilerplate: Shingles | None = None) -> None:
         """Nothing is learned yet.
 
         Args:
             words: of a run; what the shingles were made with.
-            watched: the runs of all held-out texts, where they are known beforehand: others are then not kept, which
-                needs next to no memory and no sampling.
+            thin: of the runs of a source, one in so many is given: those whose hashes it divides.
             boilerplate: runs that are no leak; where it is not given, those that more training sources hold than
                 `jobs.dataset.postings.common_above` says. Give it where one text is learned under many names.
         """
-        self._words = words
-        self._watched = watched
+        self.words = words
+        self._thin = thin
         self._boilerplate = boilerplate
         self._postings = Postings()
         self._numbers: dict[str, int] = {}
@@ -70,8 +85,6 @@ class Overlap:
             text_shingles: runs of the text, sorted, each once.
         """
         number = self._numbers.setdefault(name, len(self._numbers))
-        if self._watched is not None:
-            text_shingles = text_shingles[_among(text_shingles, self._watched)]
         self._postings.add(number, text_shingles)
 
     def measure(self, items: Iterable[tuple[str, Shingles]]) -> OverlapReport:
@@ -79,8 +92,8 @@ class Overlap:
         names = list(self._numbers)
         total = found = boilerplate = 0
         pairs: list[Pair] = []
-        for name, shingles in items:
-            tally = self._tally(shingles)
+        for name, text_shingles in items:
+            tally = self._tally(text_shingles)
             total += tally.total
             found += tally.found
             boilerplate += tally.common
@@ -90,17 +103,20 @@ class Overlap:
         total = max(1, total)
         return OverlapReport(found / total, tuple(pairs[:_WORST]), boilerplate / total, self._postings.sampling)
 
-    def leaks(self, items: Iterable[tuple[str, Shingles]], limit: float) -> list[Pair]:
-        """Every training source that holds more than `limit` of a held-out text, by held-out text, then by name.
+    def seen(self, text: str) -> Seen:
+        """Which words of a text stand in runs that some source holds, boilerplate too."""
+        runs, starts = runs_in_order(text, self.words)
+        looked, held = self._postings.look_up(runs)
+        known = _guessed(held, held | (looked & (runs % np.uint64(self._thin) == 0)))
+        borders = np.zeros(len(starts) + 1, np.int64)
+        np.add.at(borders, np.flatnonzero(known), 1)
+        np.add.at(borders, np.flatnonzero(known) + self.words, -1)
+        return Seen(starts, np.cumsum(borders[:-1]) > 0)
 
-        For who leaves these out of training, and then measures again.
-        """
-        names = list(self._numbers)
-        found: list[Pair] = []
-        for name, shingles in items:
-            pairs = [pair for pair in _pairs(name, self._tally(shingles), names, limit) if pair.share > limit]
-            found += sorted(pairs, key=lambda pair: pair.train)
-        return found
+    def runs(self, texts: Iterable[str]) -> Shingles:
+        """The runs of some texts, as `measure` takes them."""
+        found = [thinned(shingles(text, self.words), self._thin) for text in texts]
+        return distinct(np.concatenate([np.empty(0, np.uint64), *found]))
 
     def refuse(self, report: OverlapReport, limit: float) -> None:
         """Let no dataset pass that measures what it has learned.
@@ -108,12 +124,12 @@ class Overlap:
         Raises:
             DatasetError: one training source holds more than `limit` of a held-out text.
         """
-        if not report.worst or report.worst[0].share <= limit:
+        if report.largest <= limit:
             return
         pair = report.worst[0]
         raise DatasetError(
             f"The training file {pair.train} holds {pair.share:.0%} of the held-out file {pair.held_out} (runs of "
-            f"{self._words} words; at most {limit:.0%} may be): leave one of them out with dataset.exclude, or raise "
+            f"{self.words} words; at most {limit:.0%} may be): leave one of them out with dataset.exclude, or raise "
             "dataset.max_overlap."
         )
 
@@ -132,6 +148,16 @@ def _pairs(held_out: str, tally: Tally, names: list[str], least: float) -> list[
     return [
         Pair(held_out, names[tally.owners[place]], float(shares[place])) for place in np.flatnonzero(shares >= least)
     ]
+
+
+def _guessed(held: NDArray[np.bool_], told: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """`held` where it is `told`, and between: what lies between two runs that are held is held."""
+    places = np.flatnonzero(told)
+    if len(places) in (0, len(held)):
+        return held
+    after = np.searchsorted(places, np.arange(len(held)))
+    before = np.clip(np.searchsorted(places, np.arange(len(held)), side="right") - 1, 0, None)
+    return np.asarray(held[places[before]] & held[places[np.clip(after, None, len(places) - 1)]])
 
 
 def _among(values: Shingles, others: Shingles) -> NDArray[np.bool_]:

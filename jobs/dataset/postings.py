@@ -97,6 +97,16 @@ class Postings:
         enough = max(_EVIDENCE_SAMPLED, _EVIDENCE // self.sampling)
         return Tally(total, found, boilerplate, owners, held, telling=total - boilerplate >= enough)
 
+    def look_up(self, hashes: NDArray[np.uint64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Of shingles in any order: which are looked at, and which some owner holds: bool [hashes], twice."""
+        self._settle()
+        looked = hashes <= np.uint64(((1 << 64) - 1) // self.sampling)
+        wanted = hashes & ~_OWNERS
+        begins = np.searchsorted(self._pairs, wanted)
+        held = looked & (begins < len(self._pairs))
+        held[held] = self._pairs[begins[held]] & ~_OWNERS == wanted[held]
+        return looked, held
+
     def keep_shared(self) -> None:
         """Forget what only one owner holds, usually nearly all. Nothing is added afterwards."""
         self._settle()

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,12 +78,27 @@ class Sample:
     #: Bytes of the text, from `start` of the first file to `stop` of the last.
     start: int
     stop: int
-    #: Consecutive files that it holds.
-    joined: int = 1
+    #: Tokens before which a further file begins, of consecutive ones that share the document.
+    borders: tuple[int, ...] = ()
     #: int32 [n, 2]: tokens before which a piece of a long file may be cut in two, after a line, and their bytes.
     seams: NDArray[np.int32] | None = None
     #: Tokens before the file's own, which begin both parts then.
     head: int = 0
+
+    @property
+    def joined(self) -> int:
+        """Consecutive files that it holds."""
+        return len(self.borders) + 1
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each file that it holds, its path's among them; the first has the repository's name, too."""
+        return [stop - start for start, stop in pairwise([0, *self.borders, len(self.ids)])]
+
+    @property
+    def learned(self) -> NDArray[np.bool_]:
+        """Which tokens are learned: bool [as ids]. The first of a document never is, whatever this says."""
+        return np.ones(len(self.ids), np.bool_) if self.labels is None else self.labels
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,15 @@ class _Draft:
     parts: Sequence[Part | Ids] = ()
     seams: NDArray[np.int32] | None = None
     head: int = 0
+
+    @property
+    def borders(self) -> tuple[int, ...]:
+        """Tokens before which every file but the first begins, whichever form is taken: the last one's stand last."""
+        if len(self.files) == 1:
+            return ()
+        sizes = [len(body.entry) + len(body.ids) for body in self.files]
+        head = len(self.plain) - sum(sizes) - 1
+        return tuple(head + end for end in accumulate(sizes[:-1]))
 
 
 def units(documents: Sequence[Document]) -> list[range]:
@@ -164,7 +188,7 @@ class Renderer:
         """The filled-in form if it fits a row, else the plain one."""
         fits = filled is not None and len(filled) <= self._length
         ids, mode = (filled, draft.mode) if filled is not None and fits else (draft.plain, Mode.PLAIN)
-        first, last = draft.files[0], draft.files[-1]
+        first = draft.files[0]
         kind = SampleKind.FILL if fits else first.document.kind
         labels = None if fits else draft.labels
         return Sample(
@@ -175,7 +199,7 @@ class Renderer:
             labels,
             draft.start,
             draft.stop,
-            joined=last.place - first.place + 1,
+            borders=draft.borders,
             seams=None if fits else draft.seams,
             head=0 if fits else draft.head,
         )

@@ -54,10 +54,22 @@ def shingles_of_several(text: str, lengths: Sequence[int]) -> list[Shingles]:
     if min(lengths) < 1:
         raise ValueError(f"A run has at least one word, not {min(lengths)}.")
     hashes = _word_hashes(text.encode("utf-8", "surrogatepass"))
-    return [_runs(hashes, words) for words in lengths]
+    return [distinct(_runs(hashes, words)) for words in lengths]
 
 
-def _runs(hashes: NDArray[np.uint64], words: int) -> Shingles:
+def runs_in_order(text: str, words: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The hashes that `shingles` gives, in the order of the text, and where its words begin.
+
+    Returns:
+        uint64 [runs], the first of which begins with the first word; int64 [words of the text], bytes of its UTF-8.
+    """
+    content = text.encode("utf-8", "surrogatepass")
+    solid = np.flatnonzero(np.frombuffer(content.translate(_KINDS), np.uint8) != _BLANK)
+    return _runs(_word_hashes(content), words), solid[_word_starts(content, len(solid))]
+
+
+def _runs(hashes: NDArray[np.uint64], words: int) -> NDArray[np.uint64]:
+    """A hash for every run of `words` words, given those of the words."""
     count = len(hashes) - words + 1
     if count < 1:
         return np.empty(0, np.uint64)
@@ -65,7 +77,7 @@ def _runs(hashes: NDArray[np.uint64], words: int) -> Shingles:
     for place in range(1, words):
         runs *= _WORD_STEP
         runs += hashes[place : place + count]
-    return distinct(_mixed(runs))
+    return _mixed(runs)
 
 
 def distinct(values: NDArray[np.uint64]) -> Shingles:

@@ -3,15 +3,18 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from jobs.dataset.candidates import History
+from jobs.dataset.files import Drop, Reason
 from jobs.dataset.fim import Layout, Mode
+from jobs.dataset.future import Future
 from jobs.dataset.languages import language_of
 from jobs.dataset.overlap import OverlapReport
 from jobs.dataset.reading import summed
 from jobs.dataset.sides import Sides
-from jobs.dataset.survey import Survey, reasons
+from jobs.dataset.survey import File, Survey, reasons
 from jobs.dataset.writing import Split, label_count
 
 #: Paths whose redactions are named one by one, those with the most first.
@@ -37,6 +40,32 @@ class Findings:
     commit_reasons: Mapping[str, int]
     #: Redactions in the commits that are learned, and in future files: (path or commit, counts).
     other_redactions: Sequence[tuple[str, Mapping[str, int]]]
+    future: Future
+
+    @cached_property
+    def used(self) -> list[File]:
+        """The files that are learned or held out."""
+        inside = {
+            (origin.path, origin.blob) for split in self.splits for item in split.items for origin in item.origins
+        }
+        return [file for file in self.survey.files if (file.path, file.blob) in inside]
+
+    @cached_property
+    def drops(self) -> list[Drop]:
+        """The files that are not, by path: those that nobody may learn, and those for which there is no room."""
+        used = {file.name for file in self.used}
+        docs = {self.survey.files[index].name for index in self.sides.docs}
+        beyond = [
+            Drop(
+                path=file.path,
+                blob=file.blob,
+                bytes=file.size,
+                reason=Reason.DOCS_SHARE if file.name in docs else Reason.TOKENS,
+            )
+            for file in self.survey.files
+            if file.name not in used
+        ]
+        return sorted([*self.survey.drops, *beyond], key=lambda drop: (drop.path, drop.blob))
 
 
 def stats(found: Findings, sequence_length: int) -> dict[str, Any]:
@@ -58,31 +87,39 @@ def stats(found: Findings, sequence_length: int) -> dict[str, Any]:
             "clusters": found.sides.groups,
         },
         "overlap": {
-            "held_out": {
-                "share": round(found.overlap.share, 6),
-                "boilerplate": round(found.overlap.boilerplate, 6),
-                "sampling": found.overlap.sampling,
-                "worst": [
-                    {"held_out": pair.held_out, "train": pair.train, "share": round(pair.share, 6)}
-                    for pair in found.overlap.worst
-                ],
-            }
+            "held_out": _overlap(found.overlap),
+            "future": {
+                **_overlap(found.future.overlap),
+                "lines": found.future.lines,
+                "known_lines": found.future.known_lines,
+                "known_files": found.future.known_files,
+            },
         },
         "redactions": _redactions(found),
         "licences": _licences(found),
     }
 
 
+def _overlap(report: OverlapReport) -> dict[str, Any]:
+    return {
+        "share": round(report.share, 6),
+        "boilerplate": round(report.boilerplate, 6),
+        "sampling": report.sampling,
+        "worst": [
+            {"held_out": pair.held_out, "train": pair.train, "share": round(pair.share, 6)} for pair in report.worst
+        ],
+    }
+
+
 def _files(found: Findings) -> dict[str, Any]:
     """Files and bytes in, kept, and left out by reason."""
-    survey = found.survey
-    kept = {"files": len(survey.files), "bytes": sum(file.size for file in survey.files)}
-    dropped = {"files": len(survey.drops), "bytes": sum(max(0, drop.bytes) for drop in survey.drops)}
+    kept = {"files": len(found.used), "bytes": sum(file.size for file in found.used)}
+    dropped = {"files": len(found.drops), "bytes": sum(max(0, drop.bytes) for drop in found.drops)}
     everything = {name: kept[name] + dropped[name] for name in kept}
     return {
         "in": {**everything, "commits": found.history.total + found.future_commits},
         "kept": kept,
-        "dropped": {**dropped, "reasons": reasons(survey.drops)},
+        "dropped": {**dropped, "reasons": reasons(found.drops)},
     }
 
 
@@ -99,11 +136,11 @@ def _commits(found: Findings) -> dict[str, Any]:
 def _languages(found: Findings) -> dict[str, dict[str, int]]:
     """Files and bytes of every language as it is kept, and tokens of all that is made of it, the most first."""
     counts: dict[str, Counter[str]] = {}
-    for file in found.survey.files:
+    for file in found.used:
         counts.setdefault(language_of(file.path), Counter()).update(files=1, bytes=file.size)
-    for split in found.splits:
-        for item in split.items:
-            counts.setdefault(language_of(item.path), Counter()).update(tokens=len(item.sample.ids))
+    for item in (item for split in found.splits for item in split.items):
+        for origin, size in zip(item.origins, item.sample.sizes, strict=True):
+            counts.setdefault(language_of(origin.path), Counter()).update(tokens=size)
     order = sorted(counts, key=lambda language: (-counts[language]["tokens"], language))
     return {language: {unit: counts[language][unit] for unit in ("files", "bytes", "tokens")} for language in order}
 

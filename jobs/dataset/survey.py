@@ -59,6 +59,8 @@ class Survey:
     leak: list[NDArray[np.uint64]]
     #: Path and SPDX identifier, or None where its text is of no licence that we know, of every licence file.
     licences: list[tuple[str, str | None]]
+    #: One run of words in so many is in `near` and `leak`: those whose hashes it divides.
+    thin: int = 1
 
 
 def survey_files(git_dir: Path, commit: str, section: DatasetSection, reader: Reader, stages: Stages) -> Survey:
@@ -72,8 +74,8 @@ def survey_files(git_dir: Path, commit: str, section: DatasetSection, reader: Re
     attributes = read_attributes(git_dir, entries)
     candidates, drops = _by_name(entries, section, attributes, reader, stages)
     stages.start("read", f"Reading {len(candidates)} files.")
-    survey = Survey([], drops, attributes, [], [], [])
     thin = sum(entry.size for entry in candidates) > _ALL_SHINGLES
+    survey = Survey([], drops, attributes, [], [], [], thin=_THIN if thin else 1)
     first: dict[tuple[object, ...], tuple[str, str]] = {}
     for entry in candidates:
         first.setdefault(_as_read(entry), (reader.path(entry.path), entry.blob))
@@ -89,7 +91,7 @@ def survey_files(git_dir: Path, commit: str, section: DatasetSection, reader: Re
         if isinstance(verdict, Text) and entry.blob in seen:
             verdict = Reason.DUPLICATE
         seen.add(entry.blob)
-        _take(survey, entry, reader.path(entry.path), verdict, thin=thin)
+        _take(survey, entry, reader.path(entry.path), verdict)
     survey.drops.sort(key=lambda drop: (drop.path, drop.blob))
     stages.start("filter", f"{len(survey.files)} files are kept, {len(survey.drops)} left out.")
     return survey
@@ -133,7 +135,7 @@ def _by_name(
     return candidates, drops
 
 
-def _take(survey: Survey, entry: TreeEntry, path: str, verdict: Text | Reason, *, thin: bool) -> None:
+def _take(survey: Survey, entry: TreeEntry, path: str, verdict: Text | Reason) -> None:
     if isinstance(verdict, Reason):
         survey.drops.append(Drop(path=path, blob=entry.blob, bytes=entry.size, reason=verdict))
         return
@@ -152,13 +154,13 @@ def _take(survey: Survey, entry: TreeEntry, path: str, verdict: Text | Reason, *
             redactions=dict(verdict.redactions),
         )
     )
-    survey.near.append(_thinned(verdict.near, thin=thin))
-    survey.leak.append(_thinned(verdict.leak, thin=thin))
+    survey.near.append(thinned(verdict.near, survey.thin))
+    survey.leak.append(thinned(verdict.leak, survey.thin))
 
 
-def _thinned(hashes: NDArray[np.uint64], *, thin: bool) -> NDArray[np.uint64]:
-    """All hashes, or the one in `_THIN` that any text would keep: shares of two texts stay comparable."""
-    return np.array(hashes[hashes % np.uint64(_THIN) == 0]) if thin else hashes
+def thinned(hashes: NDArray[np.uint64], thin: int) -> NDArray[np.uint64]:
+    """All hashes, or the one in `thin` that any text would keep: shares of two texts stay comparable."""
+    return np.array(hashes[hashes % np.uint64(thin) == 0]) if thin > 1 else hashes
 
 
 def texts(files: Sequence[File], reader: Reader) -> Iterator[str]:

@@ -145,6 +145,13 @@ class Vocabulary:
             found.append(ids[0] if len(ids) == 1 else np.concatenate(ids))
         return found
 
+    def count_redactions(self, ids: NDArray[np.uint32]) -> int:
+        """How many placeholders are among some ids.
+
+        For a model that has no token for them, the same letters written out in a text count, too.
+        """
+        return sum(len(_places(ids, known)) for known in self._placeholders.values())
+
     def _parts(self, text: str) -> list[str]:
         """The text in pieces that are tokenised one by one; a placeholder is a piece of its own."""
         if not any(mark in text for mark in self._placeholders):
@@ -191,11 +198,17 @@ class Vocabulary:
     def _shorten_placeholders(self, ids: Ids, lengths: NDArray[np.int64]) -> None:
         """Give every spelled placeholder among `ids` the bytes that it has in the text, all on its first token."""
         for spelled in self._spelled.values():
-            found = np.ones(max(0, len(ids) - len(spelled) + 1), np.bool_)
-            for place, identifier in enumerate(spelled):
-                found &= ids[place : place + len(found)] == identifier
+            found = _places(ids, spelled)
             for place in range(len(spelled)):
-                lengths[np.flatnonzero(found) + place] = 0 if place else _PLACEHOLDER_BYTES
+                lengths[found + place] = 0 if place else _PLACEHOLDER_BYTES
+
+
+def _places(ids: NDArray[Any], part: Ids) -> NDArray[np.int64]:
+    """Where some ids stand one after the other among others."""
+    found = np.ones(max(0, len(ids) - len(part) + 1), np.bool_)
+    for place, identifier in enumerate(part):
+        found &= ids[place : place + len(found)] == identifier
+    return np.flatnonzero(found)
 
 
 def _is_byte_fallback(vocabulary: dict[str, int]) -> bool:

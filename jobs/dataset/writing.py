@@ -1,14 +1,16 @@
 """Writes the splits of a dataset: packed rows, and a table that says what lies where in them."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.dataset.files import Drop
 from jobs.dataset.gaps import fill_gaps
 from jobs.dataset.mixing import Item
 from jobs.dataset.packing import pack
@@ -17,6 +19,7 @@ from jobs.shards import DOCUMENT_START, LABEL, ShardWriter, dtype_name
 from jobs.stages import Stages
 
 SAMPLES = "samples.parquet"
+DROPS = "drops.jsonl.zst"
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,31 @@ class Split:
     rows: list[list[int]]
 
     @classmethod
-    def packed(cls, name: str, items: list[Item], *, files: int, size: int, sequence_length: int, seed: int) -> "Split":
-        """Pack items into rows; the rows are in an order as good as chance, as packing leaves long documents first."""
+    def packed(
+        cls,
+        name: str,
+        items: list[Item],
+        *,
+        sizes: Mapping[tuple[str, str | None], int],
+        sequence_length: int,
+        seed: int,
+    ) -> "Split":
+        """Pack items into rows; the rows are in an order as good as chance, as packing leaves long documents first.
+
+        Args:
+            name: of the split.
+            items: its samples.
+            sizes: bytes by path and blob of the files that they may be of.
+            sequence_length: tokens of a row.
+            seed: of the order.
+        """
+        files = {(origin.path, origin.blob) for item in items for origin in item.origins} & set(sizes)
         packed = pack([len(item.sample.ids) for item in items], sequence_length)
         filled = fill_gaps([item.sample for item in items], packed, sequence_length)
         pieces = zip(filled.samples, filled.origins, strict=True)
         rows = sorted(filled.rows, key=lambda row: _shuffled(seed, name, row))
-        return cls(name, files, size, [replace(items[origin], sample=sample) for sample, origin in pieces], rows)
+        written = [replace(items[origin], sample=sample) for sample, origin in pieces]
+        return cls(name, len(files), sum(sizes[file] for file in files), written, rows)
 
     @property
     def tokens(self) -> int:
@@ -53,8 +74,7 @@ class Split:
 
 def label_count(item: Item) -> int:
     """Tokens of a sample that are learned or measured; the first of a document never is."""
-    labels = item.sample.labels
-    return len(item.sample.ids) - 1 if labels is None else int(labels[1:].sum())
+    return int(item.sample.learned[1:].sum())
 
 
 def _shuffled(seed: int, split: str, row: Sequence[int]) -> bytes:
@@ -84,7 +104,7 @@ def _row(items: Sequence[Item], length: int, vocabulary: Vocabulary) -> tuple[ND
     for item in items:
         sample, stop = item.sample, place + len(item.sample.ids)
         ids[place:stop] = sample.ids
-        flags[place:stop] = LABEL if sample.labels is None else np.where(sample.labels, LABEL, 0)
+        flags[place:stop] = np.where(sample.learned, LABEL, 0)
         flags[place] = DOCUMENT_START
         place = stop
     if place < length:
@@ -92,8 +112,8 @@ def _row(items: Sequence[Item], length: int, vocabulary: Vocabulary) -> tuple[ND
     return ids, flags
 
 
-def write_samples(folder: Path, splits: Sequence[Split]) -> None:
-    """Write `samples.parquet`: a line for every sample, with its row and place."""
+def write_samples(folder: Path, splits: Sequence[Split], vocabulary: Vocabulary) -> None:
+    """Write `samples.parquet`: a line for every sample, with its row and place, and its files as lists."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -103,46 +123,60 @@ def write_samples(folder: Path, splits: Sequence[Split]) -> None:
             place = 0
             for index in indices:
                 item = split.items[index]
-                for name, value in _line(split.name, item, row, place).items():
+                for name, value in _line(split.name, item, row, place, vocabulary).items():
                     columns[name].append(value)
                 place += len(item.sample.ids)
-    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _SCHEMA.items()])
+    schema = pa.schema([(name, _arrow_type(kind)) for name, kind in _SCHEMA.items()])
     parquet.write_table(pa.table(columns, schema=schema), folder / SAMPLES, compression="zstd")
+
+
+def write_drops(folder: Path, drops: Iterable[Drop]) -> None:
+    """Write `drops.jsonl.zst`: a line of JSON for every file that is not learned, compressed: a tree may be vast."""
+    import pyarrow as pa
+
+    with pa.output_stream(str(folder / DROPS), compression="zstd") as stream:
+        for drop in drops:
+            stream.write(json.dumps(asdict(drop)).encode() + b"\n")
+
+
+def _arrow_type(kind: str) -> Any:
+    import pyarrow as pa
+
+    inner = kind.removeprefix("list ")
+    return getattr(pa, inner)() if inner == kind else pa.list_(getattr(pa, inner)())
 
 
 _SCHEMA = {
     "split": "string",
     "kind": "string",
     "mode": "string",
-    "path": "string",
     "commit": "string",
-    "blob": "string",
+    "paths": "list string",
+    "blobs": "list string",
+    "licences": "list string",
+    "sizes": "list int32",
     "start": "int64",
     "stop": "int64",
     "tokens": "int32",
     "labels": "int32",
-    "licence": "string",
     "redactions": "int32",
     "row": "int32",
     "place": "int32",
 }
 
 
-def _line(split: str, item: Item, row: int, place: int) -> dict[str, Any]:
+def _line(split: str, item: Item, row: int, place: int, vocabulary: Vocabulary) -> dict[str, Any]:
     sample = item.sample
     return {
         "split": split,
-        "kind": str(sample.kind),
-        "mode": str(sample.mode),
-        "path": item.path,
-        "commit": item.commit,
-        "blob": item.blob,
+        **item.about,
+        "blobs": [origin.blob for origin in item.origins],
+        "licences": [origin.licence for origin in item.origins],
+        "sizes": sample.sizes,
         "start": sample.start,
         "stop": sample.stop,
-        "tokens": len(sample.ids),
         "labels": label_count(item),
-        "licence": item.licence,
-        "redactions": item.redactions,
+        "redactions": vocabulary.count_redactions(sample.ids),
         "row": row,
         "place": place,
     }
