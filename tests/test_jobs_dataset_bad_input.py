@@ -120,7 +120,10 @@ class Built:
 
     @property
     def drops(self):
-        lines = (self.folder / "drops.jsonl").read_text().splitlines()
+        import pyarrow as pa
+
+        with pa.input_stream(str(self.folder / "drops.jsonl.zst"), compression="zstd") as stream:
+            lines = stream.read().splitlines()
         return {drop["path"]: drop["reason"] for drop in map(json.loads, lines)}
 
     def rows(self):

@@ -84,8 +84,11 @@ def tree_bytes(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def lines_of(file):
-    return [json.loads(line) for line in file.read_text().splitlines()]
+def drops_of(folder):
+    import pyarrow as pa
+
+    with pa.input_stream(str(folder / "drops.jsonl.zst"), compression="zstd") as stream:
+        return [json.loads(line) for line in stream.read().splitlines()]
 
 
 def test_a_repository_becomes_a_dataset_that_says_what_it_holds(tiny_repository, tiny_tokenizer, tmp_path):
@@ -222,7 +225,7 @@ def test_what_is_left_out_is_written_down_with_its_reason(tiny_tokenizer, tmp_pa
     plain = {b"zz" + path: text for path, text in plain_files(5).items()}
     repo = commit(tmp_path, strange | plain)
     result = build(repo, tmp_path / "out", tiny_tokenizer, max_file_bytes=2000)
-    drops = {drop["path"]: drop["reason"] for drop in lines_of(tmp_path / "out" / "drops.jsonl")}
+    drops = {drop["path"]: drop["reason"] for drop in drops_of(tmp_path / "out")}
     assert drops == {
         "link.py": "symlink",
         "module": "submodule",

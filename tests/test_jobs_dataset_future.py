@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.dataset import future
-from jobs.dataset.future import added_spans
+from jobs.dataset.future import FutureFile, added_spans, unknown
+from jobs.dataset.overlap import Overlap
 
 LINES = st.lists(st.sampled_from(["a\n", "b\n", "c\n", "d\r\n", "\n", "  \n", "e"]), max_size=12).map("".join)
 
@@ -46,3 +47,41 @@ def test_spans_are_whole_lines_in_order_and_the_rest_was_there_before(before, af
 def test_a_very_long_file_is_compared_line_by_line(monkeypatch):
     monkeypatch.setattr(future, "_MOST_LINES", 4)
     assert texts("one\ntwo\nthree\n", "three\nnew\none\n") == ["new\n"]
+
+
+def words(name, count=8):
+    return " ".join(f"{name}{number}" for number in range(count)) + "\n"
+
+
+def block(name, lines):
+    return "".join(words(f"{name}{number}_") for number in range(lines))
+
+
+def left(before, after, *sources):
+    overlap = Overlap()
+    for number, source in enumerate([before, *sources]):
+        overlap.learn(f"{number}.py", overlap.runs([source]))
+    file = FutureFile("a.py", "blob", len(after), after, added_spans(before, after), {})
+    return [after[start:stop] for start, stop in unknown(file, overlap).added]
+
+
+def test_lines_that_were_moved_within_a_file_or_from_another_are_not_new():
+    old, other = block("old", 6), block("other", 6)
+    assert left(old, block("old", 6)[len(block("old", 2)) :] + block("old", 2) + other, other) == []
+
+
+def test_a_new_line_among_moved_ones_is_new_alone():
+    other = block("other", 8)
+    half = len(block("other", 4))
+    after = block("old", 3) + other[:half] + words("new") + other[half:] + "\n" + words("newer")
+    assert left(block("old", 3), after, other) == [words("new"), words("newer")]
+
+
+def test_a_copied_file_is_not_new_under_another_name():
+    assert left("", block("copy", 9), block("copy", 9)) == []
+
+
+def test_a_letter_beyond_ascii_moves_no_border():
+    other = "\N{GREEK SMALL LETTER ALPHA} " + block("other\N{SNOWMAN}", 5)
+    new = words("n\N{LATIN SMALL LETTER E WITH ACUTE}w")
+    assert left("", other + new + "\n" + block("more", 2), other) == [new + "\n" + block("more", 2)]

@@ -1,4 +1,7 @@
-"""Gaps are filled with parts of long files; every token stays, and what fits a row is not cut."""
+"""Gaps are filled with parts of long files; every token stays, what fits a row is not cut, and what is shown once more
+is not learned."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.dataset.fim import Mode
-from jobs.dataset.gaps import fill_gaps, split
+from jobs.dataset.gaps import extended, fill_gaps, split
 from jobs.dataset.packing import pack
 from jobs.dataset.samples import Sample, SampleKind
 
@@ -25,7 +28,7 @@ def sample(document, size, seams=None, line=3):
 
 
 def own(found):
-    return found.ids[HEAD:].tolist()
+    return found.ids[HEAD + found.shown :].tolist()
 
 
 def test_a_piece_is_cut_after_a_line_and_both_parts_have_the_head():
@@ -53,6 +56,27 @@ def test_no_part_is_hardly_more_than_its_head(room):
 
 def test_what_has_no_seams_stays_whole():
     assert split(sample(1, 200), 100) is None
+
+
+def test_of_a_piece_that_is_learned_in_part_each_part_teaches():
+    piece = sample(1, 200, seams=True)
+    labels = np.arange(200) >= 90
+    first, rest = split(replace(piece, labels=labels), 100)
+    assert first.labels.tolist() == labels[: len(first.ids)].tolist()
+    assert rest.labels.sum() == labels.sum() - first.labels.sum()
+    assert split(replace(piece, labels=np.arange(200) >= 150), 100) is None
+    assert split(replace(piece, labels=(np.arange(200) >= HEAD) & (np.arange(200) < 50)), 100) is None
+
+
+def test_the_rest_of_a_piece_is_shown_what_was_cut_off_and_does_not_learn_it_again():
+    piece = sample(1, 200, seams=True)
+    first, rest = split(piece, 100)
+    found = extended(rest, 31)
+    assert 28 <= found.shown <= 31
+    assert found.ids.tolist() == [*range(HEAD), *own(first)[-found.shown :], *own(rest)]
+    assert found.learned.tolist() == [True] * HEAD + [False] * found.shown + [True] * len(own(rest))
+    assert extended(rest, 2).ids.tolist() == rest.ids.tolist()
+    assert extended(split(rest, 60)[1], 500).shown == len(own(first)) + len(own(split(rest, 60)[0]))
 
 
 @settings(max_examples=300, deadline=None)

@@ -151,7 +151,7 @@ def test_the_shares_of_the_kinds_are_those_asked_for(repository, tiny_tokenizer,
 def test_no_sample_is_repeated(repository, tiny_tokenizer, tmp_path):
     build(repository, tmp_path / "out", tiny_tokenizer, commit_share=0.8, doc_share=0.0)
     names = [
-        (line["path"], line["commit"], line["kind"], line["start"], line["place"], line["row"])
+        (*line["paths"], line["commit"], line["kind"], line["start"], line["place"], line["row"])
         for line in samples_of(tmp_path / "out")
     ]
     commits = [line["commit"] for line in samples_of(tmp_path / "out") if line["commit"]]
@@ -168,8 +168,10 @@ def test_a_renamed_file_is_held_out_under_all_its_names_with_its_commits(tiny_to
     git(folder, "commit", "--quiet", "-m", "Rename every module to something else", when=100)
     build(folder, tmp_path / "out", tiny_tokenizer, held_out=0.3, future=0.0, commit_share=0.5)
     lines = samples_of(tmp_path / "out")
-    held_out = {line["path"].rpartition("_")[2] for line in lines if line["split"] == "held_out"}
-    trained = {line["path"].rpartition("_")[2] for line in lines if line["split"] == "train"}
+    held_out, trained = (
+        {path.rpartition("_")[2] for line in lines if line["split"] == split for path in line["paths"]}
+        for split in ("held_out", "train")
+    )
     assert held_out
     assert not held_out & trained
 
@@ -185,7 +187,7 @@ def test_a_near_copy_of_a_held_out_file_is_never_trained_on(tiny_tokenizer, tmp_
     git(folder, "add", ".")
     git(folder, "commit", "--quiet", "-m", "Put everything in place at once")
     build(folder, tmp_path / "out", tiny_tokenizer, held_out=0.3)
-    sides_ = {line["path"]: line["split"] for line in samples_of(tmp_path / "out")}
+    sides_ = {path: line["split"] for line in samples_of(tmp_path / "out") for path in line["paths"]}
     assert {"train", "held_out"} == set(sides_.values())
     for number in range(10):
         assert sides_[f"one_{number}.py"] == sides_[f"copy_{number}.py"]

@@ -19,8 +19,8 @@ def runs(content):
 HEADER = text("licence", 100)
 
 
-def learned(sources, watched=None):
-    overlap = Overlap(watched=watched)
+def learned(sources):
+    overlap = Overlap()
     for name, content in sources:
         overlap.learn(name, runs(content))
     return overlap
@@ -77,12 +77,6 @@ def test_many_versions_of_one_file_make_no_boilerplate():
     assert (report.worst[0].train, report.boilerplate) == ("leak.py", 0.0)
 
 
-def test_every_source_that_holds_too_much_is_listed_to_be_left_out():
-    sources = [("b.py", text("held")), ("a.py", text("held") + text("a")), ("c.py", text("held", 50))]
-    leaks = learned(sources).leaks([("fine.py", runs(text("fine"))), ("held.py", runs(text("held")))], 0.5)
-    assert [(pair.held_out, pair.train) for pair in leaks] == [("held.py", "a.py"), ("held.py", "b.py")]
-
-
 def test_many_names_of_one_leak_hide_it_unless_boilerplate_is_given():
     overlap = Overlap(boilerplate=runs(HEADER))
     sources = [(f"commit {number}", text("held")) for number in range(30)]
@@ -108,14 +102,29 @@ def test_the_ten_worst_are_told_in_their_order():
     assert [pair.held_out for pair in worst] == [f"h{number}" for number in range(14, 4, -1)]
 
 
-def test_watching_for_the_held_out_runs_changes_no_figure():
-    sources = [(f"{number}.py", HEADER + " " + text(f"own{number}_")) for number in range(12)]
-    sources.append(("leak.py", text("held", 150)))
-    held_out = [("held.py", runs(HEADER + " " + text("held")))]
-    plain, watching = learned(sources), learned(sources, watched=held_out[0][1])
-    assert plain.measure(held_out) == watching.measure(held_out)
-    watching._postings.tally(runs(""), 10)
-    assert len(watching._postings._pairs) < len(plain._postings._pairs) / 2
+def test_what_is_seen_is_told_word_by_word():
+    held = text("held", 40)
+    overlap = learned([("a.py", held)])
+    content = "new one here " + held + " and more that is new"
+    seen = overlap.seen(content)
+    words = [content.encode()[start:].split()[0].decode() for start in seen.starts]
+    assert words == content.split()
+    assert [word for word, known in zip(words, seen.known, strict=True) if known] == held.split()
+    assert not overlap.seen(" ".join(held.split()[:12]) + " other").known.any()
+    assert len(overlap.seen("").known) == 0
+
+
+@pytest.mark.parametrize("pairs", [1000, 4 << 20])
+@pytest.mark.parametrize("thin", [1, 16])
+def test_what_is_seen_is_told_of_a_sample_of_the_runs_too(thin, pairs):
+    overlap = Overlap(thin=thin)
+    overlap._postings._most_pairs = pairs
+    held = text("held", 2000)
+    overlap.learn("a.py", overlap.runs([held]))
+    seen = overlap.seen(text("new", 500) + " " + held + " " + text("other", 500)).known
+    assert seen[700:2300].all()
+    assert not seen[:400].any()
+    assert not seen[2700:].any()
 
 
 def test_short_texts_and_no_texts_at_all_are_measured():

@@ -233,7 +233,7 @@ def test_a_piece_of_a_long_file_tells_where_it_may_be_cut_again(tiny_tokenizer, 
         for token, byte in sample.seams.tolist():
             own = sample.ids[sample.head : token].tolist()
             assert tiny_tokenizer.backend_tokenizer.decode(own).encode() == raw[sample.start : byte]
-            assert raw[byte - 1 : byte] == b"\n"
+            assert b"\n" in raw[byte - 1 : byte + 1]
 
 
 def test_files_that_fit_a_row_and_filled_in_pieces_have_no_seams(vocabulary):

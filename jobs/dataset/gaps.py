@@ -1,15 +1,17 @@
 """Fills what packing left empty: pieces of long files, which were cut anyway, are cut again to the size of a gap.
 
 Best fit needs small documents to fill rows with. A repository of middling files has few, and leaves rows of one file
-with a third of them empty. No file that fits a row is touched.
+with a third of them empty. No file that fits a row is touched. What is still empty then, a part of one row as a rule,
+shows a piece the lines that stand before it in its file: they are not learned there.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from jobs.dataset.samples import Sample
+from jobs.dataset.samples import Earlier, Sample
 
 #: Tokens of a gap, and of a part's own text, that are worth another document.
 _LEAST_GAP, _LEAST_TEXT = 32, 16
@@ -39,11 +41,53 @@ def split(sample: Sample, room: int) -> tuple[Sample, Sample] | None:
         return None
     seam = int(found[-1])
     token, byte = (int(place) for place in sample.seams[seam])
+    own = np.arange(len(sample.ids)) >= sample.head
+    first, rest = np.arange(len(sample.ids)) < token, ~own | (np.arange(len(sample.ids)) >= token)
+    if not (_teaches(sample, first) and _teaches(sample, rest)):
+        return None
     later = sample.seams[seam + 1 :] - np.array([token - sample.head, 0], np.int32)
-    rest = np.concatenate([sample.ids[: sample.head], sample.ids[token:]])
     return (
-        replace(sample, ids=sample.ids[:token], stop=byte, seams=sample.seams[:seam]),
-        replace(sample, ids=rest, start=byte, seams=later),
+        replace(_only(sample, first), stop=byte, seams=sample.seams[:seam]),
+        replace(_only(sample, rest), start=byte, seams=later, earlier=_earlier(sample, seam)),
+    )
+
+
+def _teaches(sample: Sample, part: NDArray[np.bool_]) -> bool:
+    """Whether something is learned of a part that begins with the first token."""
+    return sample.labels is None or bool(sample.labels[part][1:].any())
+
+
+def _only(sample: Sample, part: NDArray[np.bool_]) -> Sample:
+    return replace(sample, ids=sample.ids[part], labels=None if sample.labels is None else sample.labels[part])
+
+
+def _earlier(sample: Sample, seam: int) -> Earlier:
+    """What is known to stand before the seam: as much as was cut off, so that it fills the gap that this left."""
+    assert sample.seams is not None  # noqa: S101 - it has been cut there
+    own = Earlier(
+        sample.ids[sample.head : sample.seams[seam, 0]],
+        np.insert(sample.seams[:seam, 0] - sample.head, 0, 0).astype(np.int32),
+    )
+    before = sample.earlier
+    if before is None:
+        return own
+    return Earlier(np.concatenate([before.ids, own.ids]), np.concatenate([before.lines, own.lines + len(before.ids)]))
+
+
+def extended(sample: Sample, room: int) -> Sample:
+    """The piece with as many of the lines before it as `room` tokens hold, shown and not learned."""
+    if sample.earlier is None:
+        return sample
+    fits = sample.earlier.lines[len(sample.earlier.ids) - sample.earlier.lines <= room]
+    shown = sample.earlier.ids[fits[0] :] if len(fits) else sample.earlier.ids[:0]
+    (ids, labels), place = (sample.ids, sample.learned), sample.head
+    return replace(
+        sample,
+        ids=np.concatenate([ids[:place], shown, ids[place:]]),
+        labels=np.concatenate([labels[:place], np.zeros(len(shown), np.bool_), labels[place:]]),
+        seams=None,
+        earlier=None,
+        shown=len(shown),
     )
 
 
@@ -76,6 +120,7 @@ class _Filling:
             # One that has been filled up itself stays as it is.
             self._sources = [place] if len(self._rows[place]) == 1 else []
             self._fill_all()
+        self._extend_all()
         return Filled(self._samples, self._origins, [row for row in self._rows if row])
 
     def _fill_all(self) -> None:
@@ -84,6 +129,15 @@ class _Filling:
         for place in sorted(rows, key=lambda place: (-self._gaps[place], place)):
             while self._gaps[place] >= _LEAST_GAP and self._fill(place):
                 pass
+
+    def _extend_all(self) -> None:
+        """Show pieces what stands before them, where room is left."""
+        for place, row in enumerate(self._rows):
+            for index in row:
+                if self._gaps[place] < _LEAST_TEXT:
+                    break
+                self._samples[index] = extended(self._samples[index], self._gaps[place])
+                self._gaps[place] -= self._samples[index].shown
 
     def _can_give(self, place: int) -> bool:
         row = self._rows[place]

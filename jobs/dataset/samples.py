@@ -29,7 +29,7 @@ _FILL_TOKENS = 4
 _SMALL_SHARE = 4
 #: One file in so many begins a unit whatever stands before it.
 _UNIT = 32
-_NEWLINE = 0x0A
+_NEWLINE, _RETURN = 0x0A, 0x0D
 
 Spans = tuple[tuple[int, int], ...]
 
@@ -64,6 +64,16 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What stands in a file before one of its pieces: at most as much as a row holds."""
+
+    #: uint32 [n]
+    ids: NDArray[np.uint32]
+    #: int32, ascending: before which of the ids a line begins, or the line end before it.
+    lines: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
 class Sample:
     """One document of a row."""
 
@@ -84,6 +94,10 @@ class Sample:
     seams: NDArray[np.int32] | None = None
     #: Tokens before the file's own, which begin both parts then.
     head: int = 0
+    #: Of a piece that may be shown what stands before it: that.
+    earlier: Earlier | None = None
+    #: Tokens after the head that are shown once more, as room was left, and never learned here.
+    shown: int = 0
 
     @property
     def joined(self) -> int:
@@ -129,6 +143,7 @@ class _Draft:
     parts: Sequence[Part | Ids] = ()
     seams: NDArray[np.int32] | None = None
     head: int = 0
+    earlier: Earlier | None = None
 
     @property
     def borders(self) -> tuple[int, ...]:
@@ -202,6 +217,7 @@ class Renderer:
             borders=draft.borders,
             seams=None if fits else draft.seams,
             head=0 if fits else draft.head,
+            earlier=None if fits else draft.earlier,
         )
 
     # ---- Files as tokens --------------------------------------------------------------------------------------------
@@ -312,8 +328,10 @@ class Renderer:
         if mode is not Mode.PLAIN and text:
             parts = self._filled(body, mode, self._cut(body, text, draw))
         before = len(head) + len(body.entry)
-        seams = _seams(body, start, stop, before) if labels is None else None
-        return _Draft(plain, labels, [body], first_byte, last_byte, mode, parts, seams, before)
+        seams = _seams(body, start, stop, before)
+        # Earlier pieces fill a row; of those that are cut to fill another, the parts know what they were cut from.
+        earlier = _earlier(body, start, self._length) if last and start else None
+        return _Draft(plain, labels, [body], first_byte, last_byte, mode, parts, seams, before, earlier)
 
     # ---- Filling in -------------------------------------------------------------------------------------------------
 
@@ -359,10 +377,22 @@ def _line_stop(body: _Body, start: int, stop: int, search: int) -> int:
 
 
 def _seams(body: _Body, start: int, stop: int, before: int) -> NDArray[np.int32]:
-    """Where a line ends in a piece: tokens of its document, `before` of which come first, and bytes of the file."""
+    """Where a line ends in a piece: tokens of its document, `before` of which come first, and bytes of the file.
+
+    A line ends before its line end where that is of one token with the blanks that the next line begins with.
+    """
     places = body.starts[start + 1 : stop]
-    after_line = np.flatnonzero(np.frombuffer(body.raw, np.uint8)[places - 1] == _NEWLINE)
-    return np.stack([before + 1 + after_line, places[after_line]], axis=1).astype(np.int32)
+    raw = np.frombuffer(body.raw + b" ", np.uint8)
+    previous, following = raw[places - 1], raw[places]
+    ends = (previous == _NEWLINE) | ((following == _NEWLINE) & (previous != _RETURN))
+    at = np.flatnonzero(ends)
+    return np.stack([before + 1 + at, places[at]], axis=1).astype(np.int32)
+
+
+def _earlier(body: _Body, stop: int, most: int) -> Earlier:
+    first = max(0, stop - most)
+    lines = _seams(body, first, stop, 0)[:, 0]
+    return Earlier(body.ids[first:stop].astype(np.uint32), lines if first else np.insert(lines, 0, 0))
 
 
 def _is_inside_character(raw: bytes, place: int) -> bool:

@@ -159,6 +159,7 @@ def _split(split: Split, sequence_length: int) -> dict[str, Any]:
         "tokens": split.tokens,
         "labels": split.labels,
         "rows": len(split.rows),
+        "shown_again": sum(item.sample.shown for item in split.items),
         "packing": round(split.tokens / max(1, len(split.rows) * sequence_length), 6),
         "kinds": {kind: dict(kinds[kind]) for kind in sorted(kinds)},
         "modes": {str(mode): modes[mode] for mode in Mode},
