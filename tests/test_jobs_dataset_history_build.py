@@ -138,6 +138,27 @@ def test_commits_and_files_are_learned_and_the_newest_commits_only_measured(repo
     assert "_35(" not in measured
 
 
+def test_code_that_the_newest_commits_moved_is_not_measured(tiny_tokenizer, tmp_path):
+    (tmp_path / "repository").mkdir()
+    folder = history(tmp_path / "repository")
+    moved = "".join(function(number) for number in range(0, 36, 12))
+    (folder / "elsewhere.py").write_text(function(500) + moved + function(501))
+    (folder / "copied.py").write_text((folder / "module_04.py").read_text())
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "Move the functions of one module to another place", when=100)
+    build(folder, tmp_path / "out", tiny_tokenizer, future=0.03, held_out=0.01, commit_share=0.0)
+    measured = text_of(open_dataset(tmp_path / "out").future, tiny_tokenizer, labelled=True)
+    learned = {path for line in samples_of(tmp_path / "out") if line["split"] == "train" for path in line["paths"]}
+    assert {"module_00.py", "module_04.py"} <= learned
+    assert "_500(" in measured
+    assert "_501(" in measured
+    assert not any(f"_{number}(" in measured for number in range(39))
+    overlap = stats_of(tmp_path / "out")["overlap"]["future"]
+    assert overlap["known_files"] == 1
+    assert (overlap["lines"], overlap["known_lines"]) == (27, 18)
+    assert overlap["share"] < 0.1
+
+
 def test_the_shares_of_the_kinds_are_those_asked_for(repository, tiny_tokenizer, tmp_path):
     build(repository, tmp_path / "out", tiny_tokenizer, commit_share=0.4, doc_share=0.0)
     kinds = stats_of(tmp_path / "out")["splits"]["train"]["kinds"]
