@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jobs.dataset.attributes import Attributes
 from jobs.dataset.files import path_filter
-from jobs.dataset.history import Change, Commit, Lineages, read_history
+from jobs.dataset.history import SUBMODULE, SYMLINK, Change, Commit, Lineages, read_history
 from jobs.dataset.messages import message_reason
 from jobs.repository import TreeEntry
 from jobs.spec import DatasetSection
@@ -25,7 +25,7 @@ REMEMBERED = 50_000
 MOST_FILES = 64
 #: Files of one commit that are shown, in the order of their paths.
 SHOWN_FILES = 8
-_LINKS = ("120000", "160000")
+_LINKS = (SYMLINK, SUBMODULE)
 
 
 @dataclass(frozen=True)

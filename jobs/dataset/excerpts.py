@@ -67,7 +67,9 @@ def visible(text: str, keep: str = "\n\t") -> str:
     r"""`text` with every character that has no shape written as an escape, those in `keep` and blanks left alone."""
     if text.isprintable():
         return text
-    return "".join(letter if letter in keep or _has_shape(letter) else _escaped(letter) for letter in text)
+    # A text has few different letters: each is judged once.
+    shapeless = {letter for letter in set(text) if letter not in keep and not _has_shape(letter)}
+    return text.translate({ord(letter): _escaped(letter) for letter in shapeless}) if shapeless else text
 
 
 def _has_shape(letter: str) -> bool:

@@ -67,6 +67,18 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Overlap:
+    """What training holds of a split; texts."""
+
+    title: str
+    share: str
+    #: What is not measured for that.
+    left_out: str
+    #: Measured file, training source, share.
+    pairs: list[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
 class Stage:
     """What a stage took."""
 
@@ -219,6 +231,7 @@ def _mix(stats: Facts) -> dict[str, Any]:
     return {
         "kinds": _kinds(splits),
         "splits": [_split(name, split) for name, split in splits.items()],
+        "shown_again": sum(split.number("shown_again") for split in splits.values()),
         "languages": _languages(stats),
         "lengths": [
             (_title(name), _labelled(columns(histogram, limits))) for name, histogram in histograms.items() if histogram
@@ -288,16 +301,13 @@ def _labelled(histogram: Sequence[Column]) -> list[Column]:
 
 def _safety(stats: Facts) -> dict[str, Any]:
     """Leaks, secrets and licences."""
-    worst = [
-        (pair.text("held_out"), pair.text("train"), percent(pair.number("share")))
-        for pair in stats.rows("overlap", "held_out", "worst")
-    ]
     paths = stats.at("redactions", "paths")
     places = {path: paths.numbers(path) for path in paths.names}
     licences = [(file.text("path"), file.text("spdx") or "not recognised") for file in stats.rows("licences", "files")]
     return {
-        "overlap": percent(stats.number("overlap", "held_out", "share")) if stats.at("overlap", "held_out") else "",
-        "worst_pairs": worst[:_MOST_ROWS],
+        "overlaps": [
+            _overlap(name, stats.at("overlap", name)) for name in SPLITS if stats.at("overlap", name, "share")
+        ],
         "redactions": bool(stats.at("redactions")),
         "redaction_rules": bars(stats.numbers("redactions", "rules")),
         "redaction_paths": _redaction_paths(places)[:_MOST_ROWS],
@@ -307,6 +317,15 @@ def _safety(stats: Facts) -> dict[str, Any]:
         "more_licence_files": max(0, len(licences) - _MOST_ROWS),
         "licence_headers": bars(stats.numbers("licences", "headers")),
     }
+
+
+def _overlap(split: str, overlap: Facts) -> Overlap:
+    pairs = [
+        (pair.text("held_out"), pair.text("train"), percent(pair.number("share"))) for pair in overlap.rows("worst")
+    ]
+    known, lines = overlap.number("known_lines"), overlap.number("lines")
+    left_out = f"{number(known)} of {several(lines, 'added line')} stood there before and are not measured."
+    return Overlap(_title(split), percent(overlap.number("share")), left_out if known else "", pairs[:_MOST_ROWS])
 
 
 def _redaction_paths(places: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str]]:
