@@ -4,7 +4,6 @@ Every commit draws a lot of its own; a dataset takes commits in the order of the
 the choice spreads over the whole history, and one more commit moves no other.
 """
 
-import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from jobs.dataset.attributes import Attributes
 from jobs.dataset.files import path_filter
 from jobs.dataset.history import SUBMODULE, SYMLINK, Change, Commit, Lineages, read_history
+from jobs.dataset.lots import lot
 from jobs.dataset.messages import message_reason
 from jobs.repository import TreeEntry
 from jobs.spec import DatasetSection
@@ -81,12 +81,6 @@ def read_candidates(
         heapq.heappush(heap, item) if len(heap) < REMEMBERED else heapq.heappushpop(heap, item)
     candidates = [commit for _, _, commit in sorted(heap, reverse=True)]
     return History(total, merges, eligible, lineages, candidates, reasons)
-
-
-def lot(seed: int, name: str) -> int:
-    """A number below 2^64 that hangs on the seed and the name alone."""
-    digest = hashlib.blake2b(name.encode(), digest_size=8, key=seed.to_bytes(16, "little"), person=b"lot").digest()
-    return int.from_bytes(digest, "little")
 
 
 class Learned:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from jobs.dataset.candidates import lot
+from jobs.dataset.lots import lot
 from jobs.dataset.mixing import Item
 from jobs.dataset.remembered import RememberedVocabulary
 from jobs.dataset.writing import Split

@@ -4,11 +4,12 @@ The text is cut between characters, before it is tokenised, as an editor's curso
 own tokens and its own place for the path; a model without such tokens gets whole documents only.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
+
+from jobs.dataset.lots import drawn
 
 #: A part of a document: a special token's id, or text that is tokenised by itself.
 Part = int | str
@@ -258,5 +259,5 @@ class Draw:
 
 def chances(seed: int, key: bytes, purpose: bytes, count: int) -> list[float]:
     """`count` numbers in [0, 1), at most 8, as good as chance and always the same for the same arguments."""
-    digest = hashlib.blake2b(key, digest_size=8 * count, key=seed.to_bytes(16, "little"), person=purpose).digest()
+    digest = drawn(seed, key, purpose, 8 * count)
     return [int.from_bytes(digest[at : at + 8], "little") / 2**64 for at in range(0, 8 * count, 8)]

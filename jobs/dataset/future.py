@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from jobs.dataset.attributes import Attributes
-from jobs.dataset.candidates import lot
 from jobs.dataset.files import is_documentation, path_filter
 from jobs.dataset.history import Change, changes_between
+from jobs.dataset.lots import lot
 from jobs.dataset.mixing import Item, Origin
 from jobs.dataset.overlap import Overlap, OverlapReport
 from jobs.dataset.reading import Reader, Text

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.dataset.candidates import lot
 from jobs.dataset.chronicle import Told
+from jobs.dataset.lots import lot
 from jobs.dataset.samples import Document, Renderer, Sample, SampleKind, units
 from jobs.dataset.survey import File
 from jobs.spec import DatasetSection

@@ -6,11 +6,11 @@ pulls it into training. The price is that large groups are held out more often t
 the share that was asked for is learned instead.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.dataset.groups import Groups
+from jobs.dataset.lots import drawn
 from jobs.shards import DatasetError
 
 #: A group that would make the held-out part so many times larger than asked is not added to fill it.
@@ -87,9 +87,7 @@ def _group(members: Sequence[Unit], seed: int) -> _Group:
 
 def _place(name: str, seed: int) -> float:
     """Where a name stands between 0 and 1."""
-    content = name.encode("utf-8", "surrogatepass")
-    digest = hashlib.blake2b(content, digest_size=8, key=seed.to_bytes(16, "little"), person=b"split").digest()
-    return int.from_bytes(digest, "little") / 2**64
+    return int.from_bytes(drawn(seed, name.encode("utf-8", "surrogatepass"), b"split"), "little") / 2**64
 
 
 def _joined(units: Sequence[Unit]) -> list[list[Unit]]:

@@ -1,6 +1,5 @@
 """Writes the splits of a dataset: packed rows, and a table that says what lies where in them."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from jobs.dataset.files import Drop
 from jobs.dataset.gaps import fill_gaps
+from jobs.dataset.lots import drawn
 from jobs.dataset.mixing import Item
 from jobs.dataset.packing import pack
 from jobs.dataset.tokens import Vocabulary
@@ -78,8 +78,7 @@ def label_count(item: Item) -> int:
 
 
 def _shuffled(seed: int, split: str, row: Sequence[int]) -> bytes:
-    key = f"{split} {row[0]}".encode()
-    return hashlib.blake2b(key, digest_size=16, key=seed.to_bytes(16, "little"), person=b"rows").digest()
+    return drawn(seed, f"{split} {row[0]}".encode(), b"rows", 16)
 
 
 def write_splits(
