@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from jobs.dataset import future
 from jobs.dataset.future import FutureFile, added_spans, unknown
 from jobs.dataset.overlap import Overlap
+from jobs.dataset.shingles import shingles
 
 LINES = st.lists(st.sampled_from(["a\n", "b\n", "c\n", "d\r\n", "\n", "  \n", "e"]), max_size=12).map("".join)
 
@@ -60,9 +61,9 @@ def block(name, lines):
 def left(before, after, *sources):
     overlap = Overlap()
     for number, source in enumerate([before, *sources]):
-        overlap.learn(f"{number}.py", overlap.runs([source]))
+        overlap.learn(f"{number}.py", shingles(source, 13))
     file = FutureFile("a.py", "blob", len(after), after, added_spans(before, after), {})
-    return [after[start:stop] for start, stop in unknown(file, overlap).added]
+    return [after[start:stop] for start, stop in unknown(file, overlap)[0].added]
 
 
 def test_lines_that_were_moved_within_a_file_or_from_another_are_not_new():

@@ -5,6 +5,7 @@ import pytest
 
 from jobs.dataset.overlap import Overlap, OverlapReport, Pair
 from jobs.dataset.shingles import shingles
+from jobs.dataset.survey import thinned
 from jobs.shards import DatasetError
 
 
@@ -110,6 +111,12 @@ def test_what_is_seen_is_told_word_by_word():
     words = [content.encode()[start:].split()[0].decode() for start in seen.starts]
     assert words == content.split()
     assert [word for word, known in zip(words, seen.known, strict=True) if known] == held.split()
+    chosen = np.array([word.startswith("held") for word in words])
+    assert seen.runs_of(chosen).tolist() == runs(held).tolist()
+    chosen[20] = False
+    parts = held.split()
+    assert set(seen.runs_of(chosen)) == {*runs(" ".join(parts[:17])), *runs(" ".join(parts[18:]))}
+    assert len(overlap.seen("too short").runs_of(np.ones(2, np.bool_))) == 0
     assert not overlap.seen(" ".join(held.split()[:12]) + " other").known.any()
     assert len(overlap.seen("").known) == 0
 
@@ -120,7 +127,7 @@ def test_what_is_seen_is_told_of_a_sample_of_the_runs_too(thin, pairs):
     overlap = Overlap(thin=thin)
     overlap._postings._most_pairs = pairs
     held = text("held", 2000)
-    overlap.learn("a.py", overlap.runs([held]))
+    overlap.learn("a.py", thinned(runs(held), thin))
     seen = overlap.seen(text("new", 500) + " " + held + " " + text("other", 500)).known
     assert seen[700:2300].all()
     assert not seen[:400].any()

@@ -147,12 +147,13 @@ def measured(
     """
     items: list[Item] = []
     kept: list[FutureFile] = []
+    runs: list[tuple[str, Shingles]] = []
     lines = known = known_files = count = 0
     for file in files:
         if count >= tokens:
             break
-        new = unknown(file, overlap)
-        fits = bool(new.added) and overlap.measure([_measure(new, overlap)]).largest <= most_overlap
+        new, own = unknown(file, overlap)
+        fits = bool(new.added) and overlap.measure([(file.path, own)]).largest <= most_overlap
         lines += file.lines
         known += file.lines - new.lines * fits
         samples = _items(new, renderer) if fits else []
@@ -161,13 +162,10 @@ def measured(
             items += samples
             count += sum(len(item.sample.ids) for item in samples)
             kept.append(new)
-    report = overlap.measure(_measure(file, overlap) for file in kept)
+            runs.append((file.path, own))
+    report = overlap.measure(runs)
     overlap.refuse(report, most_overlap)
     return Future(items, kept, lines, known, known_files, report)
-
-
-def _measure(file: FutureFile, overlap: Overlap) -> tuple[str, Shingles]:
-    return file.path, overlap.runs(file.parts)
 
 
 def _items(file: FutureFile, renderer: Renderer) -> list[Item]:
@@ -177,21 +175,24 @@ def _items(file: FutureFile, renderer: Renderer) -> list[Item]:
     return [Item(sample, origin) for sample in renderer.render([document])]
 
 
-def unknown(file: FutureFile, overlap: Overlap) -> FutureFile:
-    """The file with only those lines added that training does not know; none of them may be left."""
+def unknown(file: FutureFile, overlap: Overlap) -> tuple[FutureFile, Shingles]:
+    """The file with only those lines added that training does not know, none of them perhaps, and the runs in them."""
     lines = file.text.splitlines(keepends=True)
     seen = overlap.seen(file.text)
-    stops = np.cumsum([len(line.encode()) for line in lines])
-    new = np.bincount(np.searchsorted(stops, seen.starts[~seen.known], side="right"), minlength=len(lines)) > 0
+    line_of = np.searchsorted(np.cumsum([len(line.encode()) for line in lines]), seen.starts, side="right")
+    new = np.bincount(line_of[~seen.known], minlength=len(lines)) > 0
     ends = [0, *accumulate(map(len, lines))]
     place = {end: number for number, end in enumerate(ends)}
     spans: list[tuple[int, int]] = []
     for start, stop in file.added:
-        spans += _runs_of(range(place[start], place[stop]), lines, new.tolist())
-    return replace(file, added=tuple((ends[start], ends[stop]) for start, stop in spans))
+        spans += _stretches(range(place[start], place[stop]), lines, new.tolist())
+    inside = np.zeros(len(lines), np.bool_)
+    for start, stop in spans:
+        inside[start:stop] = True
+    return replace(file, added=tuple((ends[start], ends[stop]) for start, stop in spans)), seen.runs_of(inside[line_of])
 
 
-def _runs_of(numbers: range, lines: Sequence[str], new: Sequence[bool]) -> Iterator[tuple[int, int]]:
+def _stretches(numbers: range, lines: Sequence[str], new: Sequence[bool]) -> Iterator[tuple[int, int]]:
     """The lines of a span that are new, as ranges; a blank one stays with what stands before it."""
     start: int | None = None
     for number in numbers:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.dataset.postings import Postings, Tally, common_above
-from jobs.dataset.shingles import Shingles, distinct, runs_in_order, shingles
+from jobs.dataset.shingles import Shingles, distinct, runs_in_order
 from jobs.dataset.survey import thinned
 from jobs.shards import DatasetError
 
@@ -57,6 +57,16 @@ class Seen:
     starts: NDArray[np.int64]
     #: bool [words]: it is part of a run that training holds.
     known: NDArray[np.bool_]
+    #: uint64 [runs]: the first begins with the first word; of how many words, and which of them are compared.
+    runs: NDArray[np.uint64]
+    words: int
+    thin: int
+
+    def runs_of(self, chosen: NDArray[np.bool_]) -> Shingles:
+        """The runs that are made of chosen words alone, as `measure` takes them. `chosen`: bool [words]."""
+        before = np.concatenate([[0], np.cumsum(chosen)])
+        whole = before[self.words :] - before[: -self.words] == self.words
+        return thinned(distinct(self.runs[whole[: len(self.runs)]]), self.thin)
 
 
 class Overlap:
@@ -111,12 +121,7 @@ class Overlap:
         borders = np.zeros(len(starts) + 1, np.int64)
         np.add.at(borders, np.flatnonzero(known), 1)
         np.add.at(borders, np.flatnonzero(known) + self.words, -1)
-        return Seen(starts, np.cumsum(borders[:-1]) > 0)
-
-    def runs(self, texts: Iterable[str]) -> Shingles:
-        """The runs of some texts, as `measure` takes them."""
-        found = [thinned(shingles(text, self.words), self._thin) for text in texts]
-        return distinct(np.concatenate([np.empty(0, np.uint64), *found]))
+        return Seen(starts, np.cumsum(borders[:-1]) > 0, runs, self.words, self._thin)
 
     def refuse(self, report: OverlapReport, limit: float) -> None:
         """Let no dataset pass that measures what it has learned.
