@@ -169,6 +169,28 @@ def test_the_shares_of_the_kinds_are_those_asked_for(repository, tiny_tokenizer,
     assert not {"edit", "message"} & set(stats_of(tmp_path / "none")["splits"]["train"]["kinds"])
 
 
+def test_files_without_room_have_their_reason_and_tokens_are_those_of_each_file(tiny_tokenizer, tmp_path):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    history(folder, commits=24, files=12)
+    for number in range(6):
+        (folder / f"page_{number}.md").write_text(" ".join(words(900 + number, 300)) + "\nme@example.org\n")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "Write down what the modules are for", when=100)
+    result = build(folder, tmp_path / "out", tiny_tokenizer, future=0.0, doc_share=0.05, scanner="built-in")
+    stats, lines = stats_of(tmp_path / "out"), samples_of(tmp_path / "out")
+    beyond = stats["dropped"]["reasons"]["beyond the share of documentation"]
+    used = {path for line in lines if not line["commit"] for path in line["paths"]}
+    assert 0 < beyond < 6
+    assert len(used) == stats["kept"]["files"] == result["files"] == stats["in"]["files"] - beyond
+    assert sum(stats["splits"][split]["files"] for split in stats["splits"]) == len(used)
+    assert all(sum(line["sizes"]) == line["tokens"] for line in lines)
+    assert sum(language["tokens"] for language in stats["languages"].values()) == sum(line["tokens"] for line in lines)
+    pages = [line for line in lines if line["paths"][0].endswith(".md") and not line["commit"]]
+    whole = {line["paths"][0] for line in pages if line["stop"] > 0}
+    assert sum(line["redactions"] for line in pages) <= len(whole)
+
+
 def test_no_sample_is_repeated(repository, tiny_tokenizer, tmp_path):
     build(repository, tmp_path / "out", tiny_tokenizer, commit_share=0.8, doc_share=0.0)
     names = [

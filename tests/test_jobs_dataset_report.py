@@ -155,6 +155,14 @@ def places(tree):
         yield from ((key, *rest) for rest in places(value))
 
 
+def test_the_page_tells_what_training_knew_of_the_newest_commits(write):
+    pair = {"held_out": "src/new.py", "train": "src/old.py", "share": 0.41}
+    future = {"share": 0.036, "worst": [pair], "lines": 1554, "known_lines": 151, "known_files": 5}
+    page = write(stats={"overlap": {"future": future}})
+    assert "151 of 1,554 added lines stood there before and are not measured." in page
+    assert re.search(r"src/new\.py.*src/old\.py.*41\.0 %", page, re.DOTALL)
+
+
 def test_the_page_tells_what_went_in_what_was_left_out_and_what_the_model_sees(write):
     page = write()
     for text in (

@@ -136,6 +136,19 @@ def test_the_last_of_joined_files_is_the_one_that_is_filled_in(tiny_tokenizer, v
     assert prefix + middle + suffix == documents[2].text
 
 
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_a_joined_document_tells_which_tokens_are_whose(tiny_tokenizer, vocabulary, rate):
+    documents = many(3)
+    (sample,) = renderer(vocabulary, fim_rate=rate, fim_spm_rate=0.0).render(documents)
+    assert sum(sample.sizes) == len(sample.ids)
+    stops = np.cumsum(sample.sizes)
+    parts = [tiny_tokenizer.decode(part) for part in np.split(sample.ids, stops[:-1])]
+    assert parts[0] == f"<repo_name>repo<file_sep>{documents[0].path}\n{documents[0].text}"
+    assert parts[1] == f"<file_sep>{documents[1].path}\n{documents[1].text}"
+    assert parts[2].startswith("<file_sep>")
+    assert documents[2].path in parts[2]
+
+
 def test_joined_documents_hold_every_file_once_and_fit_a_row(tiny_tokenizer, vocabulary):
     documents = [
         Document(f"p/{number:03}.py", f"# {number}\n" + LINES[: number * 7], held_out=False) for number in range(60)

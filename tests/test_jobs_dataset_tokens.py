@@ -121,6 +121,13 @@ def with_redactions():
     return Vocabulary(small_tokenizer(transformers, specials=["<|endoftext|>", "<EMAIL>", "<KEY>", "<PASSWORD>"]))
 
 
+def test_redactions_are_counted_in_the_ids(with_redactions, vocabulary):
+    text = f"a{EMAIL}b{KEY}{PASSWORD} and {EMAIL}"
+    assert with_redactions.count_redactions(with_redactions.encode([text + " <EMAIL>"])[0]) == 4
+    assert vocabulary.count_redactions(vocabulary.encode([text])[0]) == 4
+    assert vocabulary.count_redactions(vocabulary.encode(["a", ""])[1]) == 0
+
+
 def test_a_placeholder_becomes_the_models_own_token(with_redactions):
     ids = with_redactions.encode([f"a{EMAIL}b{KEY}{PASSWORD}"])[0]
     wanted = ["a", "<EMAIL>", "b", "<KEY>", "<PASSWORD>"]
