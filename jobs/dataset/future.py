@@ -16,7 +16,7 @@ from jobs.dataset.attributes import Attributes
 from jobs.dataset.files import is_documentation, path_filter
 from jobs.dataset.history import Change, changes_between
 from jobs.dataset.lots import lot
-from jobs.dataset.mixing import Item, Origin
+from jobs.dataset.mixing import FilePart, Item
 from jobs.dataset.overlap import Overlap, OverlapReport
 from jobs.dataset.reading import Reader, Text
 from jobs.dataset.samples import Document, Renderer, SampleKind
@@ -171,8 +171,8 @@ def measured(
 def _items(file: FutureFile, renderer: Renderer) -> list[Item]:
     kind = SampleKind.DOCS if file.documentation else SampleKind.CONTEXT
     document = Document(file.path, file.text, held_out=True, kind=kind, learned=file.added)
-    origin = (Origin(file.path, file.blob, file.licence),)
-    return [Item(sample, origin) for sample in renderer.render([document])]
+    part = (FilePart(file.path, file.blob, file.licence),)
+    return [Item(sample, part) for sample in renderer.render([document])]
 
 
 def unknown(file: FutureFile, overlap: Overlap) -> tuple[FutureFile, Shingles]:

@@ -18,7 +18,7 @@ _BATCH_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class FilePart:
     """A file that a sample holds a part of; of a commit the first one that it shows."""
 
     path: str
@@ -33,13 +33,13 @@ class Item:
 
     sample: Sample
     #: As many as the sample has `sizes`.
-    origins: tuple[Origin, ...]
+    parts: tuple[FilePart, ...]
     commit: str | None = None
 
     @property
     def path(self) -> str:
         """Of the first file."""
-        return self.origins[0].path
+        return self.parts[0].path
 
     @property
     def about(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Item:
             "kind": str(self.sample.kind),
             "mode": str(self.sample.mode),
             "commit": self.commit,
-            "paths": [origin.path for origin in self.origins],
+            "paths": [part.path for part in self.parts],
             "tokens": len(self.sample.ids),
         }
 
@@ -94,7 +94,7 @@ def file_items(
             Document(file.path, text, held_out=held_out, kind=kind)
             for file, text in zip(batch, texts(batch), strict=True)
         ]
-        for_files = [Origin(file.path, file.blob, file.licence) for file in batch]
+        for_files = [FilePart(file.path, file.blob, file.licence) for file in batch]
         yield [
             Item(sample, tuple(for_files[sample.document : sample.document + sample.joined]))
             for sample in renderer.render(documents)
@@ -136,4 +136,4 @@ def until(batches: Iterable[list[Item]], limit: int | None) -> list[Item]:
 
 def commit_items(told: Told) -> list[Item]:
     """The samples of a commit."""
-    return [Item(sample, (Origin(told.path),), told.commit.id) for sample in told.samples]
+    return [Item(sample, (FilePart(told.path),), told.commit.id) for sample in told.samples]

@@ -45,9 +45,7 @@ class Findings:
     @cached_property
     def used(self) -> list[File]:
         """The files that are learned or held out."""
-        inside = {
-            (origin.path, origin.blob) for split in self.splits for item in split.items for origin in item.origins
-        }
+        inside = {(part.path, part.blob) for split in self.splits for item in split.items for part in item.parts}
         return [file for file in self.survey.files if (file.path, file.blob) in inside]
 
     @cached_property
@@ -139,8 +137,8 @@ def _languages(found: Findings) -> dict[str, dict[str, int]]:
     for file in found.used:
         counts.setdefault(language_of(file.path), Counter()).update(files=1, bytes=file.size)
     for item in (item for split in found.splits for item in split.items):
-        for origin, size in zip(item.origins, item.sample.sizes, strict=True):
-            counts.setdefault(language_of(origin.path), Counter()).update(tokens=size)
+        for part, size in zip(item.parts, item.sample.sizes, strict=True):
+            counts.setdefault(language_of(part.path), Counter()).update(tokens=size)
     order = sorted(counts, key=lambda language: (-counts[language]["tokens"], language))
     return {language: {unit: counts[language][unit] for unit in ("files", "bytes", "tokens")} for language in order}
 

@@ -53,7 +53,7 @@ class Split:
             sequence_length: tokens of a row.
             seed: of the order.
         """
-        files = {(origin.path, origin.blob) for item in items for origin in item.origins} & set(sizes)
+        files = {(part.path, part.blob) for item in items for part in item.parts} & set(sizes)
         packed = pack([len(item.sample.ids) for item in items], sequence_length)
         filled = fill_gaps([item.sample for item in items], packed, sequence_length)
         pieces = zip(filled.samples, filled.origins, strict=True)
@@ -169,8 +169,8 @@ def _line(split: str, item: Item, row: int, place: int, vocabulary: Vocabulary) 
     return {
         "split": split,
         **item.about,
-        "blobs": [origin.blob for origin in item.origins],
-        "licences": [origin.licence for origin in item.origins],
+        "blobs": [part.blob for part in item.parts],
+        "licences": [part.licence for part in item.parts],
         "sizes": sample.sizes,
         "start": sample.start,
         "stop": sample.stop,
