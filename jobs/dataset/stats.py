@@ -37,12 +37,15 @@ class Findings:
     commit_reasons: Mapping[str, int]
     #: Redactions in the commits that are learned, and in future files: (path or commit, counts).
     other_redactions: Sequence[tuple[str, Mapping[str, int]]]
+    #: What each of several repositories gave; empty for one.
+    repositories: Sequence[Mapping[str, Any]] = ()
 
 
 def stats(found: Findings, sequence_length: int) -> dict[str, Any]:
     """The content of `stats.json`."""
     return {
         **_files(found),
+        **({"repositories": list(found.repositories)} if found.repositories else {}),
         "commits": _commits(found),
         "languages": _languages(found),
         "splits": {split.name: _split(split, sequence_length) for split in found.splits},
