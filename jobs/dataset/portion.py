@@ -61,36 +61,33 @@ class Portion:
 
     def cut_to(self, share: float, seed: int) -> "Portion":
         """The given share of every kind, by leaving out."""
-        kept = int(_told_tokens(self.told) * share)
-        told = list(_until(self.told, kept))
-        reasons = self.commit_reasons + Counter({"not needed for the share of commits": len(self.told) - len(told)})
-        docs = until([self.docs], int(mixing.tokens(self.docs) * share))
-        return Portion(_drawn(self.code, int(mixing.tokens(self.code) * share), seed), docs, told, reasons)
+        by_lot_ = sorted(range(len(self.code)), key=lambda place: (lot(seed, self.code[place].path), place))
+        code = _nearest([len(self.code[place].sample.ids) for place in by_lot_], share)
+        docs = _nearest([len(item.sample.ids) for item in self.docs], share)
+        told = _nearest([_told_tokens(one) for one in self.told], share)
+        left = Counter({"not needed for the share of commits": len(self.told) - len(told)})
+        return Portion(
+            [self.code[place] for place in sorted(by_lot_[drawn] for drawn in code)],
+            [self.docs[place] for place in docs],
+            [self.told[place] for place in told],
+            self.commit_reasons + left,
+        )
 
 
-def _told_tokens(told: Sequence[Told]) -> int:
-    return sum(mixing.tokens(commit_items(one)) for one in told)
+def _told_tokens(told: Told) -> int:
+    return sum(len(sample.ids) for sample in told.samples)
 
 
-def _until(told: Sequence[Told], limit: int) -> Iterator[Told]:
-    count = 0
-    for one in told:
-        if count >= limit:
-            return
-        yield one
-        count += _told_tokens([one])
-
-
-def _drawn(items: Sequence[Item], limit: int, seed: int) -> list[Item]:
-    """Items of files drawn by lot up to so many tokens, in their own order."""
-    order = sorted(range(len(items)), key=lambda place: (lot(seed, items[place].path), place))
-    chosen, tokens = set(), 0
-    for place in order:
-        if tokens >= limit:
-            break
-        chosen.add(place)
-        tokens += len(items[place].sample.ids)
-    return [item for place, item in enumerate(items) if place in chosen]
+def _nearest(sizes: Sequence[int], share: float) -> list[int]:
+    """Places of sizes, the first ones first, whose sum is as near to the share of all as taking each once allows."""
+    chosen: list[int] = []
+    left = sum(sizes) * share
+    for place, size in enumerate(sizes):
+        # Taken where that leaves less to miss than leaving it would.
+        if size < 2 * left:
+            chosen.append(place)
+            left -= size
+    return chosen
 
 
 def weighed(portions: Sequence[Portion], weights: Sequence[float | None], section: DatasetSection) -> list[Portion]:
@@ -180,7 +177,7 @@ class Teller:
                 chronicler.reasons["holds a held-out file's text"] += 1
                 continue
             chosen.append(self.member.labelled(told))
-            count += _told_tokens([told])
+            count += _told_tokens(told)
         left = history.eligible - len(chosen) - chronicler.reasons.total()
         chronicler.reasons["not needed for the share of commits"] = left
         return chosen, +chronicler.reasons
