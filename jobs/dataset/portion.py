@@ -61,13 +61,16 @@ class Portion:
 
     def cut_to(self, share: float, seed: int) -> "Portion":
         """The given share of every kind, by leaving out."""
-        by_lot_ = sorted(range(len(self.code)), key=lambda place: (lot(seed, self.code[place].path), place))
-        code = _nearest([len(self.code[place].sample.ids) for place in by_lot_], share)
-        docs = _nearest([len(item.sample.ids) for item in self.docs], share)
-        told = _nearest([_told_tokens(one) for one in self.told], share)
+        drawn = sorted(range(len(self.code)), key=lambda place: (lot(seed, self.code[place].path), place))
+        sizes = [len(self.code[place].sample.ids) for place in drawn]
+        code, missed = _nearest(sizes, sum(sizes) * share)
+        sizes = [len(item.sample.ids) for item in self.docs]
+        docs, missed = _nearest(sizes, sum(sizes) * share + missed)
+        sizes = [_told_tokens(one) for one in self.told]
+        told, _ = _nearest(sizes, sum(sizes) * share + missed)
         left = Counter({"not needed for the share of commits": len(self.told) - len(told)})
         return Portion(
-            [self.code[place] for place in sorted(by_lot_[drawn] for drawn in code)],
+            [self.code[place] for place in sorted(drawn[number] for number in code)],
             [self.docs[place] for place in docs],
             [self.told[place] for place in told],
             self.commit_reasons + left,
@@ -78,16 +81,15 @@ def _told_tokens(told: Told) -> int:
     return sum(len(sample.ids) for sample in told.samples)
 
 
-def _nearest(sizes: Sequence[int], share: float) -> list[int]:
-    """Places of sizes, the first ones first, whose sum is as near to the share of all as taking each once allows."""
+def _nearest(sizes: Sequence[int], wanted: float) -> tuple[list[int], float]:
+    """Places of sizes, the first ones first, whose sum is about what is wanted, and what is missed then."""
     chosen: list[int] = []
-    left = sum(sizes) * share
     for place, size in enumerate(sizes):
         # Taken where that leaves less to miss than leaving it would.
-        if size < 2 * left:
+        if size < 2 * wanted:
             chosen.append(place)
-            left -= size
-    return chosen
+            wanted -= size
+    return chosen, wanted
 
 
 def weighed(portions: Sequence[Portion], weights: Sequence[float | None], section: DatasetSection) -> list[Portion]:
