@@ -216,7 +216,7 @@ def _surveys(job: _Job) -> list[Survey]:
     for origin in job.origins:
         survey = survey_files(origin.git_dir, origin.cut, job.section, origin.reader, job.tools.stages, known=known)
         if not survey.files and len(job.origins) > 1:
-            raise DatasetError(f"{_named(origin)} has no file to learn from{_why(survey)}: leave it out.")
+            raise DatasetError(f"{_named(origin)} has no file to learn from{_why(survey)}: {_remedy(origin)}.")
         known.update(file.blob for file in survey.files)
         surveys.append(survey)
     return surveys
@@ -224,6 +224,12 @@ def _surveys(job: _Job) -> list[Survey]:
 
 def _named(origin: Origin) -> str:
     return f"Repository {repository.shown(origin.pinned.repository)}"
+
+
+def _remedy(origin: Origin) -> str:
+    if origin.holds_back:
+        return "its newest commits build on those that another is measured by, set dataset.future to 0 to learn them"
+    return "leave it out"
 
 
 def _why(survey: Survey) -> str:

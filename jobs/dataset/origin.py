@@ -54,6 +54,11 @@ class Origin:
         """Whether what its newest commits added is measured."""
         return self.future_commits > 0
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether its newest commits are neither learned nor measured: they build on the future of another."""
+        return self.cut != self.pinned.commit and not self.has_future
+
 
 @dataclass(frozen=True)
 class _Cut:
@@ -102,20 +107,21 @@ def open_origins(
             if earlier
             else _cut_alone(git_dir, pinned, section)
         )
-        origins.append(
-            Origin(
-                git_dir=git_dir,
-                pinned=pinned,
-                name=names[number],
-                label=f"{labels[number]}/" if several else "",
-                key=keys[number],
-                family=keys[families[number]],
-                cut=cut.commit,
-                future_commits=cut.future_commits,
-                known=cut.known,
-                reader=read(git_dir),
-            )
+        origin = Origin(
+            git_dir=git_dir,
+            pinned=pinned,
+            name=names[number],
+            label=f"{labels[number]}/" if several else "",
+            key=keys[number],
+            family=keys[families[number]],
+            cut=cut.commit,
+            future_commits=cut.future_commits,
+            known=cut.known,
+            reader=read(git_dir),
         )
+        if origin.holds_back:
+            stages.start("resolve", f"{origin.name} is learned until {origin.cut[:12]}: then comes another's future.")
+        origins.append(origin)
     return origins
 
 
