@@ -169,6 +169,21 @@ def test_a_fork_does_not_give_away_what_is_held_out(alpha, fork, tiny_tokenizer,
     assert not [number for number in numbers if f"def alpha_{number}(" in trained]
 
 
+def test_a_file_that_a_fork_wrote_anew_or_renamed_stays_on_its_side(alpha, fork, tiny_tokenizer, tmp_path):
+    for number, file in enumerate(sorted(fork.glob("*.py"))):
+        file.write_text("".join(function("delta", 1000 + 20 * number + line) for line in range(6)))
+    git(fork, "commit", "--quiet", "--all", "-m", "Write everything anew in another style", when=300)
+    build(tmp_path / "out", tiny_tokenizer, alpha, fork, held_out=0.4, future=0, fim_rate=0)
+    samples = [sample for sample in samples_of(tmp_path / "out") if not sample["commit"]]
+    held = {sample["path"].split("/")[1] for sample in samples if sample["split"] == "held_out"}
+    dataset = open_dataset(tmp_path / "out")
+    trained = text_of(dataset.train, tiny_tokenizer)
+    if held & {"renamed.py", "alpha_03.py"}:
+        held |= {"renamed.py", "alpha_03.py"}
+    assert len(held) > 3
+    assert not [name for name in held if f"<file_sep>{name}" in trained]
+
+
 def test_a_commit_that_two_histories_share_is_learned_once(alpha, fork, tiny_tokenizer, tmp_path):
     build(tmp_path / "out", tiny_tokenizer, alpha, fork, future=0, commit_share=0.8)
     train = [sample for sample in samples_of(tmp_path / "out") if sample["split"] == "train" and sample["commit"]]
