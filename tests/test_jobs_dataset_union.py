@@ -101,7 +101,7 @@ def test_two_repositories_are_learned_each_under_its_name(alpha, beta, tiny_toke
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert [source["name"] for source in manifest["sources"]] == ["alpha", "beta"]
     assert stats_of(tmp_path / "out")["commits"]["future"] == 3 + 6
-    assert "beta" in (tmp_path / "out" / "report.html").read_text()
+    assert "Training tokens by repository" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_training_tokens_stand_in_the_ratio_of_the_weights(alpha, beta, tiny_tokenizer, tmp_path):
@@ -226,6 +226,23 @@ def test_a_copy_without_history_is_divided_with_the_original(alpha, tiny_tokeniz
         sides[sample["split"]].add(sample["path"].split("/")[-1].removeprefix("new_"))
     assert sides["held_out"]
     assert not {name for name in sides["held_out"] if name in sides["train"]}
+
+
+def test_the_commits_of_an_exact_copy_of_what_is_held_out_are_not_learned(alpha, tiny_tokenizer, tmp_path):
+    copy = grown(tmp_path / "copy", "other", range(12))
+    for name in sorted(file.name for file in alpha.glob("*.py")):
+        text = (alpha / name).read_text()
+        head = text[: text.index("\n\n") + 2]
+        for content in (head, text):
+            (copy / f"copied_{name}").write_text(content)
+            git(copy, "add", ".")
+            git(copy, "commit", "--quiet", "-m", f"Take over more of the module {name}", when=400)
+    build(tmp_path / "out", tiny_tokenizer, alpha, copy, held_out=0.4, future=0, commit_share=0.8, max_overlap=1)
+    samples = samples_of(tmp_path / "out")
+    held = {sample["path"].split("/")[1] for sample in samples if sample["split"] == "held_out"}
+    learned = {sample["path"].split("/")[1] for sample in samples if sample["split"] == "train" and sample["commit"]}
+    assert [name for name in learned if name.startswith("copied_")]
+    assert not [name for name in held if f"copied_{name}" in learned]
 
 
 def test_a_repository_that_has_nothing_of_its_own_is_a_sentence(alpha, tiny_tokenizer, tmp_path):

@@ -40,7 +40,7 @@ from jobs.dataset.stats import Findings, stats
 from jobs.dataset.stopwatch import Stopwatch
 from jobs.dataset.survey import Survey, read_attributes, reasons, survey_files
 from jobs.dataset.tokens import Vocabulary
-from jobs.dataset.union import Member, lineages, members, united_history, united_survey, with_sides
+from jobs.dataset.union import Member, held_out_lineages, lineages, members, united_history, united_survey, with_sides
 from jobs.dataset.writing import Split, write_samples, write_splits
 from jobs.shards import FUTURE, HELD_OUT, TRAIN, DatasetError, write_manifest
 from jobs.spec import Config, DatasetSection, Source
@@ -153,7 +153,8 @@ def _find(job: _Job) -> Findings:
     stages.start("render", _told(job.tools.layout, section))
     tellers = [Teller(job.tools, member, one) for member, one in zip(all_, learned, strict=True)]
     guard = Guard(survey, sides, section.max_overlap)
-    portions = _weighed(job, [teller.portion(sides.held_out_lineages, guard) for teller in tellers])
+    untouched = held_out_lineages(all_, sides)
+    portions = _weighed(job, [teller.portion(untouched, guard) for teller in tellers])
     held_items = [item for teller in tellers for item in teller.held_out()]
     told = [one for portion in portions for one in portion.told]
     overlap = _overlap(job, survey, sides, told)

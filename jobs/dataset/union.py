@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from jobs.dataset.candidates import History
 from jobs.dataset.chronicle import Told
-from jobs.dataset.files import Drop
+from jobs.dataset.files import Drop, Reason
 from jobs.dataset.future import FutureFile
 from jobs.dataset.history import Lineages
 from jobs.dataset.mixing import Item
@@ -99,6 +99,21 @@ def united_history(all_: Sequence[Member]) -> History:
 def lineages(all_: Sequence[Member]) -> list[bytes]:
     """Of every file of the united survey, the name of its lineage."""
     return [member.lineage(file.raw) for member in all_ for file in member.survey.files]
+
+
+def held_out_lineages(all_: Sequence[Member], sides: Sides) -> frozenset[bytes]:
+    """Lineages that no sample may touch: of several repositories also those of exact copies, which were left out."""
+    if len(all_) == 1:
+        return sides.held_out_lineages
+    blobs = {file.blob for member in all_ for file in member.held_out}
+    copies = {
+        # A path whose bytes are shown otherwise is missed here; what holds much of its text is refused all the same.
+        member.lineage(drop.path.encode())
+        for member in all_
+        for drop in member.survey.drops
+        if drop.reason is Reason.DUPLICATE and drop.blob in blobs
+    }
+    return sides.held_out_lineages | copies
 
 
 def with_sides(all_: Sequence[Member], sides: Sides) -> list[Member]:
