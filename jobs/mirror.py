@@ -15,19 +15,30 @@ from jobs.repository import RepositoryError, fetch_into, fetch_url, has_commit
 KEPT_SECONDS = 60 * 86_400
 
 
-def mirrored(url: str, commit: str, folder: Path) -> Path:
+def place_of(url: str, folder: Path) -> Path:
+    """Where in `folder` the repository at `url` is kept once it was fetched."""
+    # A URL may hold a password; its hash names the folder.
+    return folder / f"{hashlib.sha256(url.encode()).hexdigest()[:20]}.git"
+
+
+def mirrored(url: str, commit: str, folder: Path, since: str | None = None) -> Path:
     """A bare repository in `folder` that holds `commit` of the repository at `url` and its history.
+
+    Args:
+        url: of the repository.
+        commit: full id.
+        folder: of all mirrors.
+        since: full id of the start of a range, which is there with its history, too.
 
     Raises:
         RepositoryError: the URL does not answer, has no such commit, or the folder cannot be written.
     """
-    # A URL may hold a password; its hash names the folder.
-    place = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:20]}.git"
+    place = place_of(url, folder)
     with _locked(place):
         if not place.is_dir():
-            fetch_url(url, commit, place)
-        elif not has_commit(place, commit):
-            fetch_into(place, url, commit)
+            fetch_url(url, commit, place, since)
+        elif not all(has_commit(place, wanted) for wanted in (commit, since) if wanted):
+            fetch_into(place, url, commit, since)
         os.utime(place)
     _forget_old(folder)
     return place

@@ -10,6 +10,7 @@ are then not neutralised one by one but never looked at.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -28,6 +29,8 @@ from backends.errors import ExitCode, RepotuneError
 
 #: The ref under which a bundle carries the commit.
 SOURCE_REF = "refs/repotune/source"
+#: The ref under which it carries the start of a range, which the commit need not reach.
+SINCE_REF = "refs/repotune/since"
 #: The refs under which a bundle of a shallow clone carries the commits where its history was cut.
 SHALLOW_REFS = "refs/repotune/shallow/"
 
@@ -170,8 +173,8 @@ def resolve(repository: str, ref: str | None = None) -> Resolved:
 
     commit = commit_of(tip)
     start = None if since is None else commit_of(since)
-    if start is not None and not _reaches_more(git_dir, commit, start):
-        raise RepositoryError(f"Range {ref} holds no commit: its end is part of the history of its start.")
+    if start is not None:
+        refuse_empty_range(git_dir, start, commit)
     return Resolved(repository=repository, commit=commit, since=start, git_dir=git_dir, shallow=shallow)
 
 
@@ -190,9 +193,20 @@ def _sides(ref: str | None) -> tuple[str | None, str | None]:
     return since or "HEAD", tip or None
 
 
-def _reaches_more(git_dir: Path, commit: str, since: str) -> bool:
-    counted = read_output(git_dir, commit, ["rev-list", "--count", "--max-count=1", commit, f"^{since}"])
-    return b"".join(counted).strip() != b"0"
+def refuse_empty_range(git_dir: Path, since: str, commit: str) -> None:
+    """Let no range pass whose end is part of the history of its start.
+
+    Raises:
+        RepositoryError: there is no commit in it, or one of its ends is missing.
+    """
+    counted = read_output(git_dir, commit, ["rev-list", "--count", "--max-count=1", commit, f"^{since}", "--"])
+    if b"".join(counted).strip() == b"0":
+        raise _empty_range(since, commit)
+
+
+def _empty_range(since: str, commit: str) -> RepositoryError:
+    span = f"{since[:12]}..{commit[:12]}"
+    return RepositoryError(f"Range {span} holds no commit: its end is part of the history of its start.")
 
 
 def _locate(path: Path) -> tuple[Path, bool]:
@@ -232,6 +246,9 @@ def _resolve_url(url: str, since: str | None, tip: str | None) -> Resolved:
     listed = {} if all(name and _COMMIT.fullmatch(name) for name in asked) else _list_refs(url)
     commits = [_named(url, name, listed) for name in asked]
     start = commits[0] if since is not None else None
+    # Whether its end lies before its start is not known before both are here.
+    if start == commits[-1]:
+        raise _empty_range(start, start)
     return Resolved(repository=url, commit=commits[-1], since=start, git_dir=None, shallow=False)
 
 
@@ -261,15 +278,23 @@ def _refs(listing: str) -> dict[str, str]:
     return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}  # noqa: PLR2004
 
 
-def write_bundle(git_dir: Path, commit: str, file: Path) -> None:
+def write_bundle(git_dir: Path, commit: str, file: Path, since: str | None = None) -> None:
     """Write everything reachable from `commit` to `file`, a git bundle. The repository itself is not touched.
+
+    Args:
+        git_dir: the repository.
+        commit: full id.
+        file: takes the bundle.
+        since: full id of the start of a range, which is carried, too.
 
     Raises:
         RepositoryError: an object is missing (a partial clone), or the disk is full.
     """
     # A bundle names refs, and the user's repository must not get one: the borrowing one gets them.
     with _beside(file) as folder, _borrowing(git_dir, commit) as (twin, variables):
-        refs = {SOURCE_REF: commit} | {f"{SHALLOW_REFS}{cut}": cut for cut in _shallow_cuts(git_dir, commit)}
+        tips = [commit, *([since] if since else [])]
+        refs = dict(zip((SOURCE_REF, SINCE_REF), tips, strict=False))
+        refs |= {f"{SHALLOW_REFS}{cut}": cut for cut in _shallow_cuts(git_dir, tips)}
         _set_refs(twin, refs, variables)
         unfinished = folder / "bundle"
         command = [f"--git-dir={twin}", "bundle", "create", "--quiet", str(unfinished), *refs]
@@ -279,12 +304,12 @@ def write_bundle(git_dir: Path, commit: str, file: Path) -> None:
         unfinished.replace(file)
 
 
-def _shallow_cuts(git_dir: Path, commit: str) -> list[str]:
-    """The commits reachable from `commit` where a shallow clone's history ends."""
+def _shallow_cuts(git_dir: Path, tips: Sequence[str]) -> list[str]:
+    """The commits reachable from `tips` where a shallow clone's history ends."""
     cuts = shallow_commits(git_dir)
     if not cuts:
         return []
-    reachable = b"".join(read_output(git_dir, commit, ["rev-list", commit])).decode("ascii").split()
+    reachable = b"".join(read_output(git_dir, tips[0], ["rev-list", *tips, "--"])).decode("ascii").split()
     return sorted(cuts & set(reachable))
 
 
@@ -305,12 +330,12 @@ def open_bundle(file: Path, commit: str, into: Path) -> Path:
         cuts = [cut for name, cut in refs.items() if name.startswith(SHALLOW_REFS)]
         if cuts:
             (git_dir / "shallow").write_text("".join(f"{cut}\n" for cut in cuts), encoding="ascii")
-        _set_refs(git_dir, {SOURCE_REF: commit})
+        _set_refs(git_dir, {name: refs[name] for name in (SOURCE_REF, SINCE_REF) if name in refs})
     return into
 
 
-def fetch_url(url: str, commit: str, into: Path) -> Path:
-    """Fetch `commit` and its history into the new bare repository `into`, whole or not at all.
+def fetch_url(url: str, commit: str, into: Path, since: str | None = None) -> Path:
+    """Fetch `commit` and its history, and those of `since`, into the new bare repository `into`, whole or not at all.
 
     Raises:
         RepositoryError: the URL does not answer, or has no such commit.
@@ -318,25 +343,27 @@ def fetch_url(url: str, commit: str, into: Path) -> Path:
     if not is_url(url):
         raise RepositoryError(f"{url!r} is not a URL that a worker could fetch from.")
     with _unfinished(into) as folder:
-        fetch_into(_init(folder, commit), url, commit)
+        fetch_into(_init(folder, commit), url, commit, since)
     return into
 
 
-def fetch_into(git_dir: Path, url: str, commit: str) -> None:
-    """Fetch what the repository `git_dir`, which no person works in, lacks of `commit` and its history.
+def fetch_into(git_dir: Path, url: str, commit: str, since: str | None = None) -> None:
+    """Fetch what the repository `git_dir`, which no person works in, lacks of `commit`, `since` and their history.
 
     Raises:
         RepositoryError: the URL does not answer, or has no such commit.
     """
-    done = _fetch(git_dir, url, f"+{commit}:{SOURCE_REF}")
+    refs = {SOURCE_REF: commit} | ({SINCE_REF: since} if since else {})
+    done = _fetch(git_dir, url, *(f"+{wanted}:{name}" for name, wanted in refs.items()))
     if done.returncode:
         # Some servers hand out only what a branch or tag names: take those and look inside.
         done = _fetch(git_dir, url, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
         if done.returncode:
             raise RepositoryError(f"{shown(url)} cannot be fetched ({_reason(done.stderr)}).")
-        if not has_commit(git_dir, commit):
-            raise RepositoryError(f"{shown(url)} has no commit {commit}: it may have been rewritten meanwhile.")
-        _set_refs(git_dir, {SOURCE_REF: commit})
+        for wanted in refs.values():
+            if not has_commit(git_dir, wanted):
+                raise RepositoryError(f"{shown(url)} has no commit {wanted}: it may have been rewritten meanwhile.")
+        _set_refs(git_dir, refs)
 
 
 def has_commit(git_dir: Path, commit: str) -> bool:
@@ -396,6 +423,21 @@ def shallow_commits(git_dir: Path) -> frozenset[str]:
     if not is_shallow(git_dir):
         return frozenset()
     return frozenset((git_dir / "shallow").read_text(encoding="ascii", errors="replace").split())
+
+
+def lacks(git_dir: Path) -> str:
+    """What changes when objects arrive that a shallow or partial clone lacked; "" where nothing is known to be missing.
+
+    A shallow clone is told by the commits where it was cut, a partial one by its packs and folders of loose objects:
+    a few hundred looks at the disk, and no git.
+    """
+    told = sorted(shallow_commits(git_dir))
+    packs = git_dir / "objects" / "pack"
+    if any(packs.glob("*.promisor")):
+        told += sorted(file.name for file in packs.glob("*.pack"))
+        loose = sorted((git_dir / "objects").glob("[0-9a-f][0-9a-f]"))
+        told += [f"{folder.name} {folder.stat().st_mtime_ns}" for folder in loose]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest() if told else ""
 
 
 @contextlib.contextmanager

@@ -148,9 +148,24 @@ Globs = Annotated[tuple[str, ...], AfterValidator(_readable)]
 MOST_BESIDE_CODE = 0.9
 
 
+class FurtherRepository(Section):
+    """One more repository that goes into the dataset, as the person names it."""
+
+    repository: str = Field(min_length=1, description="A folder or a URL.")
+    ref: str | None = Field(None, description="Branch, tag or commit, or a range A..B; null means HEAD.")
+    weight: float | None = Field(
+        None, gt=0, description="Training tokens of it for one of the main repository; null takes all of it."
+    )
+
+
 class DatasetSection(Section):
     """What of the repository is learned, and in which shape."""
 
+    also: tuple[FurtherRepository, ...] = Field(
+        (),
+        description="Further repositories: a list of {repository, ref, weight}. Where weights are given, training "
+        "tokens stand in their ratio, the main repository having 1; null takes all of one.",
+    )
     include: Globs = Field((), description="Globs of paths to take; empty means all text files.")
     exclude: Globs = Field((), description="Globs of paths to leave out.")
     sequence_length: int = Field(1024, ge=16, le=131072, description="Tokens of every packed row.")
@@ -382,6 +397,10 @@ class Config(Section):
     cuda: _Overrides = Field(default_factory=_Overrides, description="Overrides on NVIDIA GPUs.")
     cpu: _Overrides = Field(default_factory=_Overrides, description="Overrides on CPUs.")
 
+    def without_repositories(self) -> "Config":
+        """The configuration once the further repositories that it names are pinned: what they were called is done."""
+        return self.model_copy(update={"dataset": self.dataset.model_copy(update={"also": ()})})
+
     def for_device(self, device: Device) -> "Config":
         """The configuration as it holds on `device`: its section laid over the rest, the device sections emptied.
 
@@ -408,8 +427,8 @@ class Kind(StrEnum):
     TRAINING = "training"
 
 
-class Source(Section):
-    """The repository that a dataset is built from, pinned to a commit."""
+class Pinned(Section):
+    """A repository pinned to a commit."""
 
     repository: str = Field(description="As the person named it: a path or a URL. Shown to people.")
     commit: str = Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$", description="Commit id, resolved by the submitter.")
@@ -419,6 +438,20 @@ class Source(Section):
         description="Commit whose history is left out: the A of a range A..B; null takes the whole history.",
     )
     bundle: str | None = Field(None, description="Artifact path of the git bundle; null: the worker fetches the URL.")
+    weight: float | None = Field(
+        None, gt=0, description="Training tokens for one of the main repository; null takes all of it."
+    )
+
+
+class Source(Pinned):
+    """The repository that a dataset is built from, and those that are learned with it."""
+
+    also: tuple[Pinned, ...] = Field((), description="Further repositories.")
+
+    @property
+    def repositories(self) -> tuple[Pinned, ...]:
+        """All of them, the main one first."""
+        return (self, *self.also)
 
 
 class JobSpec(Section):

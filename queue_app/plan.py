@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from backends.devices import ANY, GIB, TIERS_GIB, USABLE_FRACTION, Device, queue_name, tier_for_need
 from backends.errors import ExitCode, ModelNotLoadable, RepotuneError
-from jobs.repository import Resolved, list_files, resolve, shown
+from jobs.repository import Resolved, list_files, shown
+from jobs.sources import Sources, resolve_all
 from jobs.spec import Config
 from queue_app.model_facts import ModelFacts, find_model_facts
 
@@ -60,8 +61,8 @@ class Plan:
     """What a submission would do."""
 
     name: str
-    source: Resolved
-    #: Files at the commit; None where only the worker will see them (a URL).
+    sources: Sources
+    #: Files at the commit of the main repository; None where only the worker will see them (a URL).
     files: int | None
     #: Bytes of those files.
     size_bytes: int | None
@@ -70,6 +71,11 @@ class Plan:
     needs: tuple[Need, ...]
     device: str
     tier: int
+
+    @property
+    def source(self) -> Resolved:
+        """The main repository."""
+        return self.sources.main
 
     @property
     def queue(self) -> str:
@@ -90,13 +96,13 @@ def make_plan(request: Request) -> Plan:
         InvalidSpec: keys of the configuration do not go together on a device.
         TooLarge: no tier holds the training.
     """
-    source = resolve(request.repository, request.ref)
-    files, size = _measure(source)
+    sources = resolve_all(request.repository, request.ref, config_of_dataset(request).dataset.also)
+    files, size = _measure(sources.main)
     model = request.config.model
     facts, needs = _needs(request, find_model_facts(model.name, model.revision))
     return Plan(
         name=request.name or repository_name(request.repository),
-        source=source,
+        sources=sources,
         files=files,
         size_bytes=size,
         model=facts,
@@ -104,6 +110,13 @@ def make_plan(request: Request) -> Plan:
         device=request.device,
         tier=_tier(needs),
     )
+
+
+def config_of_dataset(request: Request) -> Config:
+    """The configuration of the dataset job: as it holds on the training's device, whoever builds the dataset."""
+    if request.device != ANY:
+        return request.config.for_device(Device(request.device))
+    return Config.model_validate(request.config.model_dump(exclude={device.value for device in Device}))
 
 
 def repository_name(repository: str) -> str:

@@ -15,7 +15,9 @@ WORKERS_UNKNOWN = "not known: the broker does not answer"
 
 def plan_lines(plan: Plan, workers: Sequence[WorkerRecord] | None) -> list[tuple[str, str]]:
     """Labels and texts; `workers` is None when the broker does not answer."""
-    lines = [("repository", source_line(plan)), ("commit", plan.source.commit), ("model", model_line(plan))]
+    lines = [("repository", source_line(plan)), ("commit", plan.source.commit)]
+    lines += [("also", line) for line in also_lines(plan)]
+    lines.append(("model", model_line(plan)))
     lines += [("memory", line) for line in needs_lines(plan)]
     lines.append(("queues", f"{dataset_queue()} (dataset), {plan.queue} (training)"))
     if workers is None:
@@ -32,6 +34,14 @@ def source_line(plan: Plan) -> str:
         return f"{name} (fetched by the worker; its size is not known here)"
     shallow = ", a shallow clone" if plan.source.shallow else ""
     return f"{name} ({plan.files:,} files, {size_text(plan.size_bytes)}{shallow})"
+
+
+def also_lines(plan: Plan) -> list[str]:
+    """The further repositories."""
+    return [
+        f"{shown(one.repository)} at {one.commit[:12]}, {'all of it' if weight is None else f'weight {weight:g}'}"
+        for one, weight in zip(plan.sources.also, plan.sources.weights, strict=True)
+    ]
 
 
 def model_line(plan: Plan) -> str:
@@ -55,6 +65,10 @@ def plan_as_json(plan: Plan, workers: Sequence[WorkerRecord] | None) -> dict[str
         "name": plan.name,
         "repository": shown(plan.source.repository),
         "commit": plan.source.commit,
+        "also": [
+            {"repository": shown(one.repository), "commit": one.commit, "weight": weight}
+            for one, weight in zip(plan.sources.also, plan.sources.weights, strict=True)
+        ],
         "files": plan.files,
         "bytes": plan.size_bytes,
         "model": {"name": plan.model.name, "origin": plan.model.origin, "problem": plan.model.problem},

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.errors import RepotuneError
-from jobs.repository import Resolved, is_url, shown, write_bundle
+from jobs.repository import Resolved, lacks, write_bundle
+from jobs.sources import full_name
 from jobs.spec import Config, JobSpec, Kind, Source
 from jobs.states import State
 from queue_app.celery_app import make_app
-from queue_app.plan import DATASET_NEED_BYTES, Plan, Request, dataset_queue
+from queue_app.plan import DATASET_NEED_BYTES, Plan, Request, config_of_dataset, dataset_queue
 from queue_app.records import JobRecord, NewJob, Ticket, new_job_id
 from queue_app.tickets import publish, ticket_of
 
@@ -51,8 +52,8 @@ def submit(request: Request, plan: Plan, connection: "Connection", artifacts: "A
         ArtifactError: the artifact store does not answer; nothing was recorded.
     """
     connection.store.ping()
-    bundle = carry(plan.source, artifacts, connection.settings.cache)
-    new_dataset, new_training = new_jobs(request, plan, bundle)
+    bundles = [carry(source, artifacts, connection.settings.cache) for source in plan.sources.all]
+    new_dataset, new_training = new_jobs(request, plan, bundles)
     key = _key_of_whole(new_dataset.idempotency_key or "", connection.store, artifacts)
     new = (replace(new_dataset, idempotency_key=key), new_training)
     records = connection.store.submit(new)
@@ -71,23 +72,24 @@ def carry(source: Resolved, artifacts: "ArtifactStore", cache: Path) -> str | No
     """Put a local repository as a git bundle where every worker can fetch it; None for a URL, which they fetch."""
     if source.git_dir is None:
         return None
-    # A shallow clone holds less of the same commit.
-    path = f"bundles/{source.commit}{'-shallow' if source.shallow else ''}.bundle"
+    # A shallow clone holds less of the same commit, and more of it later; a range may begin beside the commit.
+    parts = [source.commit, *([source.since] if source.since else [])]
+    if source.shallow:
+        parts.append(f"shallow-{lacks(source.git_dir)[:16]}")
+    path = f"bundles/{'-'.join(parts)}.bundle"
     if not artifacts.exists(path):
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix="bundle-") as folder:
             file = Path(folder) / f"{source.commit}.bundle"
-            write_bundle(source.git_dir, source.commit, file)
+            write_bundle(source.git_dir, source.commit, file, source.since)
             artifacts.put_file(file, path)
     return path
 
 
-def new_jobs(request: Request, plan: Plan, bundle: str | None) -> tuple[NewJob, NewJob]:
-    """The dataset job and the training job of a submission."""
-    source = Source(
-        repository=_identity(request.repository), commit=plan.source.commit, since=plan.source.since, bundle=bundle
-    )
-    dataset_config = config_of_dataset(request)
+def new_jobs(request: Request, plan: Plan, bundles: Sequence[str | None]) -> tuple[NewJob, NewJob]:
+    """The dataset job and the training job of a submission; `bundles` carry the repositories, in their order."""
+    source = plan.sources.pinned(full_name, bundles)
+    dataset_config = config_of_dataset(request).without_repositories()
     dataset = NewJob(
         id=new_job_id(Kind.DATASET),
         kind=Kind.DATASET,
@@ -103,7 +105,7 @@ def new_jobs(request: Request, plan: Plan, bundle: str | None) -> tuple[NewJob, 
         kind=Kind.TRAINING,
         name=plan.name,
         device=request.device,
-        config=request.config,
+        config=request.config.without_repositories(),
         dataset_job=dataset.id,
     )
     training = NewJob(
@@ -121,21 +123,11 @@ def new_jobs(request: Request, plan: Plan, bundle: str | None) -> tuple[NewJob, 
     return dataset, training
 
 
-def config_of_dataset(request: Request) -> Config:
-    """The configuration of the dataset job: as it holds on the training's device, whoever builds the dataset."""
-    from backends.devices import ANY, Device
-
-    if request.device != ANY:
-        return request.config.for_device(Device(request.device))
-    return Config.model_validate(request.config.model_dump(exclude={device.value for device in Device}))
-
-
 def dataset_key(source: Source, config: Config) -> str:
-    """The same for the same repository, commit, dataset section and tokenizer: such a dataset is built once."""
+    """The same for the same repositories, commits, dataset section and tokenizer: such a dataset is built once."""
     told = {
-        "repository": source.repository,
-        "commit": source.commit,
-        "since": source.since,
+        # A bundle's name tells a shallow clone from what it holds once it is deepened.
+        "repositories": [one.model_dump(mode="json") for one in source.repositories],
         "dataset": config.dataset.model_dump(mode="json"),
         "model": config.model.model_dump(mode="json"),
     }
@@ -152,11 +144,6 @@ def _key_of_whole(key: str, store: "JobStore", artifacts: "ArtifactStore") -> st
         number += 1
         candidate = f"{key}-{number}"
     return candidate
-
-
-def _identity(repository: str) -> str:
-    """A URL as it is, a path in full: `.` means another repository in another folder."""
-    return repository if is_url(repository) else str(Path(shown(repository)).expanduser().resolve())
 
 
 def publish_tickets(broker_url: str, tickets: Sequence[Ticket]) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jobs.context import JobContext, OutputExists, StopRequested
-from jobs.dataset.build import build_dataset, repository_name
+from jobs.dataset.build import build_dataset
+from jobs.dataset.origin import repository_name
 from jobs.events import Progress, StageStarted
 from jobs.repository import open_bundle, resolve, write_bundle
 from jobs.shards import DOCUMENT_START, LABEL, DatasetError, labels, open_dataset, position_ids, verify
@@ -108,10 +109,13 @@ def test_a_repository_becomes_a_dataset_that_says_what_it_holds(tiny_repository,
     assert dataset.manifest["commit"] == result["commit"]
     stages = list(dict.fromkeys(event.stage for event in events if isinstance(event, StageStarted)))
     told = [
+        "resolve",
         "enumerate",
         "read",
+        "redact",
         "filter",
         "history",
+        "deduplicate",
         "split",
         "render",
         "tokenise",

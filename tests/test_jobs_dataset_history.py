@@ -545,3 +545,11 @@ def test_a_chain_of_a_hundred_thousand_renames_is_quick():
     began = time.process_time()
     assert {lineages.of(b"%06d" % number) for number in range(100_001)} == {b"000000"}
     assert time.process_time() - began < 2
+
+
+def test_what_two_histories_know_of_the_same_files_is_put_together():
+    one = Lineages.of_history([a_commit(renamed(b"b", b"c"))])
+    other = Lineages.of_history([a_commit(renamed(b"a", b"b")), a_commit(renamed(b"x", b"y"))])
+    one.learn(other)
+    assert one.of(b"a") == one.of(b"b") == one.of(b"c") == b"a"
+    assert one.of(b"y") == b"x"

@@ -4,7 +4,7 @@ import json
 
 from jobs.dataset.identity import identity, is_fresh
 from jobs.shards import DATASET_NAMES, SPLITS
-from jobs.spec import DatasetSection, Source
+from jobs.spec import DatasetSection, Pinned, Source
 
 SOURCE = Source(repository="/code", commit="a" * 40)
 
@@ -27,6 +27,10 @@ def test_everything_that_bytes_hang_on_is_in_the_identity():
         identity(SOURCE.model_copy(update={"commit": "b" * 40}), section, "key"),
         identity(SOURCE.model_copy(update={"since": "b" * 40}), section, "key"),
         identity(SOURCE, section.model_copy(update={"seed": 18}), "key"),
+        identity(SOURCE.model_copy(update={"also": (Pinned(repository="/more", commit="c" * 40),)}), section, "key"),
+        identity(
+            SOURCE.model_copy(update={"also": (Pinned(repository="/more", commit="c" * 40, weight=2),)}), section, "key"
+        ),
     ]
     assert len(set(others)) == len(others)
     assert identity(SOURCE, section, "key") == others[0]
@@ -48,3 +52,13 @@ def test_another_identity_a_cut_file_or_no_dataset_is_not(tmp_path):
     assert not is_fresh(folder, "same")
     (folder / "manifest.json").write_text("[]")
     assert not is_fresh(folder, "same")
+
+
+def test_a_clone_that_was_deepened_is_not_taken_for_unchanged(tmp_path):
+    git_dir = tmp_path / "shallow.git"
+    (git_dir / "objects").mkdir(parents=True)
+    whole = identity(SOURCE, DatasetSection(), "key", [git_dir])
+    (git_dir / "shallow").write_text("a" * 40 + "\n")
+    shallow = identity(SOURCE, DatasetSection(), "key", [git_dir])
+    (git_dir / "shallow").write_text("b" * 40 + "\n")
+    assert len({whole, shallow, identity(SOURCE, DatasetSection(), "key", [git_dir])}) == 3

@@ -72,3 +72,17 @@ def test_what_nobody_asked_for_in_two_months_goes(remote, tmp_path):
     other = mirrored(f"file://{remote}/.git", commit, tmp_path / "mirrors")
     assert other.is_dir()
     assert not place.exists()
+
+
+def test_the_start_of_a_range_is_fetched_into_what_is_there(remote, tmp_path):
+    git = ["git", "-C", str(remote)]
+    subprocess.run([*git, "branch", "feature"], check=True)
+    (remote / "two.py").write_text("two = 2\n")
+    commit_all(remote, "Go on")
+    subprocess.run([*git, "checkout", "--quiet", "feature"], check=True)
+    (remote / "three.py").write_text("three = 3\n")
+    commit_all(remote, "Begin a feature")
+    url = f"file://{remote}"
+    span = resolve(url, "main..feature")
+    assert not has_commit(mirrored(url, span.commit, tmp_path / "mirrors"), span.since)
+    assert has_commit(mirrored(url, span.commit, tmp_path / "mirrors", span.since), span.since)

@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 
 from backends.errors import ExitCode
 from jobs import repository
+from jobs.dataset.history import count_commits, read_history
 from jobs.repository import (
     RepositoryError,
     TreeEntry,
     fetch_url,
+    has_commit,
     is_shallow,
     is_url,
+    lacks,
     list_files,
     open_bundle,
     parse_tree,
@@ -442,6 +445,57 @@ def test_a_range_that_is_none_is_refused(two_commits, ref):
 def test_a_range_without_commits_is_refused(two_commits):
     for ref in ("main..main", "main..old", "..old"):
         assert "holds no commit" in refusal(resolve, str(two_commits), ref)
+    assert "holds no commit" in refusal(resolve, f"file://{two_commits}", "main..main")
+
+
+@pytest.fixture
+def beside(two_commits):
+    """A branch that began before main: main is no part of its history."""
+    git(two_commits, "checkout", "--quiet", "-b", "feature", "old")
+    (two_commits / "feature.py").write_text("feature = 1\n")
+    commit_all(two_commits, "Begin a feature")
+    git(two_commits, "checkout", "--quiet", "main")
+    return two_commits
+
+
+def test_the_start_of_a_range_travels_though_its_end_does_not_reach_it(beside, tmp_path):
+    resolved = resolve(str(beside), "main..feature")
+    write_bundle(resolved.git_dir, resolved.commit, tmp_path / "b", resolved.since)
+    bundled = open_bundle(tmp_path / "b", resolved.commit, tmp_path / "far.git")
+    asked = resolve(f"file://{beside}", "main..feature")
+    fetched = fetch_url(f"file://{beside}", asked.commit, tmp_path / "fetched.git", asked.since)
+    for place in (resolved.git_dir, bundled, fetched):
+        assert has_commit(place, resolved.since)
+        assert [commit.message for commit in read_history(place, resolved.commit, resolved.since)] == [
+            "Begin a feature"
+        ]
+        assert count_commits(place, resolved.commit, resolved.since) == 1
+
+
+def test_a_clone_that_lacked_something_is_told_from_what_it_is_later(two_commits, tmp_path):
+    (two_commits / "d.py").write_text("d\n")
+    commit_all(two_commits, "three")
+    url = f"file://{two_commits}"
+    git(tmp_path, "clone", "--quiet", "--bare", "--depth=1", url, "shallow.git")
+    git(tmp_path, "clone", "--quiet", "--bare", url, "whole.git")
+    before = lacks(tmp_path / "shallow.git")
+    assert before
+    assert lacks(tmp_path / "whole.git") == ""
+    git(tmp_path / "shallow.git", "fetch", "--quiet", "--depth=2", url, "main")
+    deeper = lacks(tmp_path / "shallow.git")
+    git(tmp_path / "shallow.git", "fetch", "--quiet", "--unshallow", url, "main")
+    assert len({before, deeper, lacks(tmp_path / "shallow.git")}) == 3
+
+
+def test_objects_that_arrive_in_a_partial_clone_are_seen(two_commits, tmp_path):
+    git(two_commits, "config", "uploadpack.allowFilter", "true")
+    git(two_commits, "config", "uploadpack.allowAnySHA1InWant", "true")
+    git(tmp_path, "clone", "--quiet", "--bare", "--filter=blob:none", f"file://{two_commits}", "partial.git")
+    before = lacks(tmp_path / "partial.git")
+    assert before == lacks(tmp_path / "partial.git") != ""
+    blob = next(entry.blob for entry in list_files(two_commits / ".git", head(two_commits)))
+    git(tmp_path / "partial.git", "cat-file", "-p", blob)
+    assert lacks(tmp_path / "partial.git") != before
 
 
 # ---- Hostile repositories --------------------------------------------------------------------------------------------

@@ -86,6 +86,45 @@ def test_the_specs_are_whole(store, tiny_repository):
     assert training.config.cuda.quantization.kind == "nf4"
 
 
+def test_further_repositories_travel_with_the_first(store, place, tiny_repository):
+    more = place / "more"
+    more.mkdir()
+    (more / "main.py").write_text("print(1)\n")
+    person = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "Begin"]):
+        subprocess.run(["git", *person, *command], cwd=more, check=True)
+    told = submitted("--repo", str(tiny_repository), "--also", "more=0.5")
+    spec = JobSpec.model_validate_json(store.get(told["dataset_job"]).spec)
+    [also] = spec.source.also
+    assert (also.repository, also.weight) == (str(more), 0.5)
+    artifacts = ArtifactStore((place / "home" / "artifacts").as_uri(), place / "cache")
+    git_dir = open_bundle(artifacts.fetch(also.bundle), also.commit, place / "far.git")
+    assert (git_dir / "objects").is_dir()
+    training = JobSpec.model_validate_json(store.get(told["job"]).spec)
+    assert spec.config.dataset.also == training.config.dataset.also == ()
+    again = submitted("--repo", str(tiny_repository), "--also", "more=0.5")
+    assert again["dataset_job"] == told["dataset_job"]
+    assert submitted("--repo", str(tiny_repository), "--also", "more")["dataset_job"] != told["dataset_job"]
+
+
+@pytest.mark.parametrize(
+    ("also", "told"),
+    [
+        ("TINY=0", "a weight above 0"),
+        ("TINY=-1", "a weight above 0"),
+        ("=1", "a weight above 0"),
+        ("TINY", "is named twice"),
+        ("nowhere", "nowhere does not exist"),
+        ("TINY=much", "does not exist"),
+    ],
+)
+def test_a_further_repository_that_is_none_is_one_sentence(place, tiny_repository, also, told):
+    done = submit("--repo", str(tiny_repository), "--also", also.replace("TINY", str(tiny_repository)), "--dry-run")
+    assert done.returncode == ExitCode.USAGE
+    assert told in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
 def test_the_bundle_holds_the_commit(store, place, tiny_repository):
     told = submitted("--repo", str(tiny_repository))
     source = JobSpec.model_validate_json(store.get(told["dataset_job"]).spec).source

@@ -15,7 +15,7 @@ import pytest
 from jobs import shards
 from jobs.config import load_config
 from jobs.repository import resolve, write_bundle
-from jobs.spec import JobSpec, Kind, Source
+from jobs.spec import JobSpec, Kind, Pinned, Source
 from jobs.states import TERMINAL, Cause, State
 from queue_app.artifacts import ArtifactStore
 from queue_app.celery_app import make_app
@@ -401,7 +401,16 @@ def test_files_of_a_job_are_removed_when_it_ends(site):
     wait_for(lambda: list(Path(site.folder / "work" / "anna" / "jobs").iterdir()) == [], 10)
 
 
-def test_a_repository_becomes_an_adapter_through_the_queue(site, tiny_repository):
+def test_repositories_become_an_adapter_through_the_queue(site, tiny_repository):
+    more = site.folder / "more"
+    more.mkdir()
+    for number in range(3):
+        (more / f"more_{number}.py").write_text(
+            f"def more_{number}(value):\n    return value + {number}\n" * (number + 2)
+        )
+    person = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "Begin"]):
+        subprocess.run(["git", *person, *command], cwd=more, check=True)
     resolved = resolve(str(tiny_repository))
     bundle = site.folder / "source.bundle"
     write_bundle(resolved.git_dir, resolved.commit, bundle)
@@ -409,7 +418,8 @@ def test_a_repository_becomes_an_adapter_through_the_queue(site, tiny_repository
     settings = [f"model.name={site.model}", "cpu.quantization.kind=int8", "training.max_steps=3", "lora.rank=4"]
     settings += ["dataset.sequence_length=64", "dataset.held_out=0.2", "optimization.accumulation=2"]
     config = load_config(settings=settings)
-    source = Source(repository=str(tiny_repository), commit=resolved.commit, bundle="bundles/tiny")
+    also = (Pinned(repository=f"file://{more}", commit=resolve(str(more)).commit),)
+    source = Source(repository=str(tiny_repository), commit=resolved.commit, bundle="bundles/tiny", also=also)
     dataset = new_job("dataset", "any.2g", JobSpec(kind=Kind.DATASET, config=config, source=source))
     spec = JobSpec(kind=Kind.TRAINING, config=config, dataset_job=dataset.id)
     training = new_job("training", "cpu.2g", spec, depends_on=dataset.id)
@@ -417,5 +427,5 @@ def test_a_repository_becomes_an_adapter_through_the_queue(site, tiny_repository
     site.start()
     record = site.ended(training.id)
     assert record.state == State.SUCCEEDED, (record.reason, site.store.get(dataset.id).reason)
-    assert site.store.get(dataset.id).result["train_rows"] > 0
+    assert site.store.get(dataset.id).result["files"] == 13 + 3
     assert (site.artifacts.fetch(record.result["artifact"]) / "adapter" / "adapter_config.json").is_file()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ class Assignment:
     parent_pid: int
     #: Bare repository with the commit; set for dataset jobs.
     git_dir: str | None = None
+    #: Bare repositories that are learned with it.
+    also: Sequence[str] = ()
     #: Dataset folder; set for training jobs.
     dataset: str | None = None
     #: Checkpoint folder to go on from.

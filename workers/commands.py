@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backends.devices import Device
-from queue_app.commands.options import finish, json_flag, local_flag, print_json, say
+from queue_app.commands.options import also_flag, finish, json_flag, local_flag, print_json, say
 from workers.options import config_flag, device_flag, model_flag, read_config, set_flag
 
 if TYPE_CHECKING:
+    from jobs.context import JobContext
+    from jobs.sources import Sources
     from jobs.spec import Config, Source
 
 
@@ -57,6 +59,7 @@ def worker(device: str | None, name: str | None, memory_gib: float | None, local
     "--repo", default=".", metavar="PATH_OR_URL", show_default=True, help="Git repository: a folder or a URL."
 )
 @click.option("--ref", help="Branch, tag or commit to learn, or a range A..B of commits. Default: HEAD.")
+@also_flag
 @model_flag
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the dataset.")
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Print N samples as the model will see them.")
@@ -67,6 +70,7 @@ def dataset(
     *,
     repo: str,
     ref: str | None,
+    also: list[dict[str, Any]],
     model: str | None,
     output: Path,
     sample: int | None,
@@ -83,7 +87,7 @@ def dataset(
     from jobs.context import StopRequested
     from workers.foreground import leave_interrupted
 
-    configuration = read_config(config, settings, {"model.name": model})
+    configuration = read_config(config, settings, {"dataset.also": also or None, "model.name": model})
     _refuse_filled(output)
     try:
         result = _dataset(repo, ref, configuration, output, as_json=as_json)
@@ -174,28 +178,27 @@ def _refuse_filled(folder: Path) -> None:
 def _dataset(repo: str, ref: str | None, config: "Config", output: Path, *, as_json: bool) -> dict[str, Any]:
     """Build the dataset, or find that it is there, and say so."""
     from jobs.context import JobContext
-    from jobs.repository import resolve, shown
-    from jobs.spec import Source
+    from jobs.repository import shown
+    from jobs.sources import full_name, resolve_all
     from workers.foreground import run_in_foreground
 
-    resolved = resolve(repo, ref)
-    # Of a folder its own name: `.` is called differently from every place.
-    name = shown(repo) if resolved.git_dir is None else str(Path(repo).expanduser().resolve())
-    source = Source(repository=name, commit=resolved.commit, since=resolved.since, bundle=None)
-    fresh = _fresh(output, source, config)
+    sources = resolve_all(repo, ref, config.dataset.also)
+    source = sources.pinned(lambda one: shown(full_name(one)))
+    config = config.without_repositories()
+    fresh = _fresh(output, sources, source, config)
     if fresh is not None:
         say(f"Dataset in {output} is up to date: nothing has changed since it was built.", as_json=as_json)
         return fresh
 
     def job(context: JobContext) -> dict[str, Any]:
-        return _build(repo, resolved.git_dir, source, config, context)
+        return _build(sources, source, config, context)
 
     result = run_in_foreground(job, output, to_stderr=as_json)
     say(f"Dataset in {output}: {_counts(result)}.", as_json=as_json)
     return result
 
 
-def _fresh(output: Path, source: "Source", config: "Config") -> dict[str, Any] | None:
+def _fresh(output: Path, sources: "Sources", source: "Source", config: "Config") -> dict[str, Any] | None:
     """What the command says of a dataset that is there already and is the one asked for; None if it is not."""
     import json
 
@@ -206,24 +209,32 @@ def _fresh(output: Path, source: "Source", config: "Config") -> dict[str, Any] |
         return None
     from backends.models import tokenizer_folder
     from jobs.dataset.tokens import tokenizer_key
+    from jobs.mirror import place_of
+    from workers.caches import mirrors
 
     key = tokenizer_key(tokenizer_folder(config.model.name, config.model.revision))
-    if not is_fresh(output, identity(source, config.dataset, key)):
+    git_dirs = [one.git_dir or place_of(one.repository, mirrors()) for one in sources.all]
+    if not is_fresh(output, identity(source, config.dataset, key, git_dirs)):
         return None
     manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
     rows = {f"{split}_{unit}": count for split, counts in manifest["splits"].items() for unit, count in counts.items()}
     return {"commit": source.commit, "up_to_date": True, **rows}
 
 
-def _build(repository: str, git_dir: Path | None, source: "Source", config: "Config", context: Any) -> dict[str, Any]:
-    """Build from the repository on this machine, or from one fetched for the purpose."""
+def _build(sources: "Sources", source: "Source", config: "Config", context: "JobContext") -> dict[str, Any]:
+    """Build from the repositories on this machine, and from those fetched for the purpose."""
+    from jobs.events import StageStarted
     from jobs.mirror import mirrored
+    from jobs.repository import shown
     from workers.caches import mirrors
     from workers.run import run_dataset
 
-    if git_dir is None:
-        git_dir = mirrored(repository, source.commit, mirrors())
-    return run_dataset(git_dir, source, config, context)
+    git_dirs = []
+    for one in sources.all:
+        if one.git_dir is None:
+            context.emit(StageStarted(stage="fetch", message=f"{shown(one.repository)} at {one.commit[:12]}"))
+        git_dirs.append(one.git_dir or mirrored(one.repository, one.commit, mirrors(), one.since))
+    return run_dataset(git_dirs, source, config, context)
 
 
 def _print_samples(output: Path, count: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.mirror import mirrored
 from jobs.repository import open_bundle
-from jobs.spec import InvalidSpec, JobSpec, Kind, Source
+from jobs.spec import InvalidSpec, JobSpec, Kind, Pinned
 from queue_app.artifacts import ArtifactStore
 from queue_app.records import JobRecord
 from queue_app.store import JobStore
@@ -29,6 +29,10 @@ def prepare(record: JobRecord, device: str, workdir: Path, store: JobStore, arti
         if spec.source is None:
             raise InvalidSpec("A dataset job needs a source: submit it again with a repository.")
         inputs["git_dir"] = str(_repository(spec.source, workdir / "repository.git", artifacts))
+        inputs["also"] = [
+            str(_repository(one, workdir / f"repository-{number}.git", artifacts))
+            for number, one in enumerate(spec.source.also, 2)
+        ]
     else:
         # Linked aside: the cache may drop what it holds while a job of hours still reads it.
         inputs["dataset"] = str(link_aside(artifacts.fetch(_dataset(spec, record, store)), workdir / "dataset"))
@@ -45,9 +49,9 @@ def prepare(record: JobRecord, device: str, workdir: Path, store: JobStore, arti
     )
 
 
-def _repository(source: Source, into: Path, artifacts: ArtifactStore) -> Path:
+def _repository(source: Pinned, into: Path, artifacts: ArtifactStore) -> Path:
     if source.bundle is None:
-        return mirrored(source.repository, source.commit, mirrors())
+        return mirrored(source.repository, source.commit, mirrors(), source.since)
     return open_bundle(artifacts.fetch(source.bundle), source.commit, into)
 
 

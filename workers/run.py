@@ -4,6 +4,7 @@ Shared by the trainer process and by the foreground commands, so that both run t
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def run_assignment(assignment: Assignment, context: JobContext) -> dict[str, Any
     if spec.kind is Kind.DATASET:
         if spec.source is None or assignment.git_dir is None:
             raise InvalidSpec("A dataset job needs a source: submit it again with a repository.")
-        return run_dataset(Path(assignment.git_dir), spec.source, spec.config.for_device(device), context)
+        git_dirs = [Path(assignment.git_dir), *map(Path, assignment.also)]
+        return run_dataset(git_dirs, spec.source, spec.config.for_device(device), context)
     if assignment.dataset is None:
         raise InvalidSpec("A training job needs the result of a dataset job: submit it again.")
     return run_training(
@@ -41,8 +43,8 @@ def run_assignment(assignment: Assignment, context: JobContext) -> dict[str, Any
     )
 
 
-def run_dataset(git_dir: Path, source: Source, config: Config, context: JobContext) -> dict[str, Any]:
-    """Build the dataset of a commit with the model's own tokenizer."""
+def run_dataset(git_dirs: Sequence[Path], source: Source, config: Config, context: JobContext) -> dict[str, Any]:
+    """Build the dataset of a source, whose repositories are in `git_dirs`, with the model's own tokenizer."""
     _prepare_process()
     from backends.models import read_tokenizer, tokenizer_folder
     from jobs.dataset.build import build_dataset
@@ -52,11 +54,12 @@ def run_dataset(git_dir: Path, source: Source, config: Config, context: JobConte
     context.emit(StageStarted(stage="load tokenizer", message=config.model.name))
     folder = tokenizer_folder(config.model.name, config.model.revision)
     return build_dataset(
-        git_dir,
+        git_dirs[0],
         source,
         config,
         read_tokenizer(folder),
         context,
+        also=git_dirs[1:],
         cache_folder=dataset_cache(),
         tokenizer_key=tokenizer_key(folder),
     )

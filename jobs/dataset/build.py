@@ -1,6 +1,7 @@
-"""The dataset job: a commit, and the history behind it, become packed rows of token ids.
+"""The dataset job: commits, and the histories behind them, become packed rows of token ids.
 
-    enumerate -> read -> filter -> history -> split -> render -> commits -> pack -> write -> report
+    resolve -> enumerate -> read -> redact -> filter -> history -> deduplicate -> split -> render -> tokenise -> commits
+    -> future -> pack -> write -> report
 
 Three splits: what is trained on, whole lineages of files that are held out, and the future: what the newest commits
 added, which training never sees. The same commit, configuration, tokenizer and versions of libraries give the same
@@ -8,7 +9,7 @@ bytes. The output folder appears whole or not at all; a rebuild takes from the c
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,32 +19,30 @@ from jobs import repository
 from jobs.context import JobContext
 from jobs.dataset import mixing
 from jobs.dataset.cache import Cache
-from jobs.dataset.candidates import History, Learned, apart_from, read_candidates
-from jobs.dataset.chronicle import MOST_BYTES, Chronicler, Told
-from jobs.dataset.commits import CommitRenderer
+from jobs.dataset.candidates import History, Learned, read_candidates
+from jobs.dataset.chronicle import Told
 from jobs.dataset.examples import EXAMPLES, examples
-from jobs.dataset.files import shown_path
 from jobs.dataset.fim import Layout, layout_of
-from jobs.dataset.future import Future, FutureFile, future_files, measured
-from jobs.dataset.history import count_commits, cut_commit
-from jobs.dataset.identity import identity, versions
-from jobs.dataset.mixing import Item, Shares, by_lot, code_limit, commit_items, file_items, until
+from jobs.dataset.future import Future, FutureFile, future_files, measured, united
+from jobs.dataset.identity import identity
+from jobs.dataset.manifest import manifest, result
+from jobs.dataset.mixing import Item
+from jobs.dataset.origin import Origin, open_origins
 from jobs.dataset.overlap import Overlap, OverlapReport
-from jobs.dataset.reading import LEAK_WORDS, Reader
+from jobs.dataset.portion import Portion, Teller, Tools, weighed
+from jobs.dataset.reading import LEAK_WORDS, Reader, summed
 from jobs.dataset.redaction import Redactor
 from jobs.dataset.remembered import RememberedVocabulary
 from jobs.dataset.report import write_report
-from jobs.dataset.samples import Renderer, SampleKind
 from jobs.dataset.sides import Guard, Sides, common_runs, divide
 from jobs.dataset.stats import Findings, stats
 from jobs.dataset.stopwatch import Stopwatch
-from jobs.dataset.survey import File, Survey, read_attributes, survey_files, texts
-from jobs.dataset.syntax import SyntaxCutter
+from jobs.dataset.survey import Survey, read_attributes, reasons, survey_files
 from jobs.dataset.tokens import Vocabulary
+from jobs.dataset.union import Member, held_out_lineages, lineages, members, united_history, united_survey, with_sides
 from jobs.dataset.writing import Split, write_drops, write_samples, write_splits
-from jobs.shards import FUTURE, HELD_OUT, TRAIN, DatasetError, dtype_name, write_manifest
+from jobs.shards import FUTURE, HELD_OUT, TRAIN, DatasetError, write_manifest
 from jobs.spec import Config, DatasetSection, Source
-from jobs.stages import Stages
 from jobs.workplace import workplace
 
 STATS = "stats.json"
@@ -52,30 +51,19 @@ TIMING = "timing.json"
 #: The future split is a measure, not a copy of the repository: it ends at this share of the training tokens, but not
 #: below so many.
 _FUTURE_SHARE, _FUTURE_TOKENS = 0.1, 1 << 17
-#: Commits of the future at most: an adapter should know the repository as it is now, not as it was years ago.
-_FUTURE_COMMITS = 64
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Job:
     """What every stage needs."""
 
-    git_dir: Path
-    source: Source
-    section: DatasetSection
-    vocabulary: RememberedVocabulary
-    layout: Layout
-    redactor: Redactor
-    reader: Reader
-    cache: Cache
-    stages: Stages
-    #: Training sees what is reachable from here.
-    cut: str
+    origins: list[Origin]
+    tools: Tools
 
     @property
-    def name(self) -> str:
-        """What the repository is called in samples."""
-        return repository_name(self.source.repository)
+    def section(self) -> DatasetSection:
+        """What is taken, and in which shape."""
+        return self.tools.section
 
 
 def build_dataset(
@@ -85,6 +73,7 @@ def build_dataset(
     tokenizer: Any,
     context: JobContext,
     *,
+    also: Sequence[Path] = (),
     cache_folder: Path | None = None,
     tokenizer_key: str = "",
 ) -> dict[str, Any]:
@@ -92,10 +81,11 @@ def build_dataset(
 
     Args:
         git_dir: repository that holds the commit; its work tree is not looked at.
-        source: what the manifest says of the repository.
+        source: what the manifest says of the repositories.
         config: its dataset section says what is taken and in which shape.
         tokenizer: the model's own, a fast one of transformers or what `backends.models.read_tokenizer` gives.
         context: takes the folder that appears, the events, and whether to stop.
+        also: the repositories of `source.also`, in its order.
         cache_folder: where results by content are kept from build to build; None keeps none.
         tokenizer_key: what identifies the tokenizer's files, so that a next build can tell that nothing has changed.
 
@@ -104,117 +94,162 @@ def build_dataset(
 
     Raises:
         DatasetError: nothing to learn from, too little to split, a leak, no room on the disk.
-        RepositoryError: the commit cannot be read.
+        RepositoryError: a commit cannot be read.
         OutputExists: the output folder holds something else than a dataset.
         StopRequested: asked to stop; nothing was left behind but the cache.
     """
     watch = Stopwatch(context)
+    places = (git_dir, *also)
     with workplace(context.output) as folder, Cache(cache_folder) as cache:
         vocabulary = RememberedVocabulary(Vocabulary(tokenizer), cache)
-        job = _job(git_dir, source, config.dataset, vocabulary=vocabulary, cache=cache, stages=watch.stages)
+        job = _job(places, source, config.dataset, vocabulary=vocabulary, cache=cache, watch=watch)
         found = _find(job)
-        job.stages.start("write")
-        files = write_splits(folder, found.splits, job.section.sequence_length, vocabulary, job.stages)
-        _write_tables(folder, found, job)
-        manifest = _manifest(job, found, files) | {"identity": identity(source, job.section, tokenizer_key)}
-        job.stages.start("report")
-        _write_report(folder, job, manifest, watch)
-        write_manifest(folder, manifest)
-        job.stages.check()
-    return _result(job, found)
+        watch.stages.start("write")
+        files = write_splits(folder, found.splits, job.section.sequence_length, vocabulary, watch.stages)
+        told = _write_tables(folder, found, job)
+        about = manifest(job.origins, job.tools, found, files)
+        about["identity"] = identity(source, job.section, tokenizer_key, places)
+        watch.stages.start("report")
+        _write_report(folder, about, told, watch, cache)
+        write_manifest(folder, about)
+        watch.stages.check()
+    return result(job.origins, job.tools, found, told[STATS])
 
 
 def _job(
-    git_dir: Path,
+    places: Sequence[Path],
     source: Source,
     section: DatasetSection,
     *,
     vocabulary: RememberedVocabulary,
     cache: Cache,
-    stages: Stages,
+    watch: Stopwatch,
 ) -> _Job:
     redactor = Redactor(section.scanner)
-    return _Job(
-        git_dir=git_dir,
-        source=source,
+    tools = Tools(
         section=section,
         vocabulary=vocabulary,
         layout=layout_of(vocabulary.special),
         redactor=redactor,
-        reader=Reader(git_dir, section, redactor, cache),
         cache=cache,
-        stages=stages,
-        cut=cut_commit(git_dir, source.commit, _future_share(git_dir, source, section)) or source.commit,
+        stages=watch.stages,
     )
-
-
-def _future_share(git_dir: Path, source: Source, section: DatasetSection) -> float:
-    """The share of all commits that are only measured: a part of those asked for, and no more than a measure needs."""
-    if not section.future:
-        return 0.0
-    total = count_commits(git_dir, source.commit)
-    asked = total if source.since is None else total - count_commits(git_dir, source.since)
-    return min(section.future * asked, _FUTURE_COMMITS) / total
-
-
-def repository_name(repository_: str) -> str:
-    """What a repository is called, of its path or URL: `requests` of `https://h/psf/requests.git`."""
-    name = repository.shown(repository_).rstrip("/").removesuffix("/.git").removesuffix(".git")
-    name = name.rpartition("/")[2].rpartition(":")[2].strip(".")
-    return shown_path(name.encode("utf-8", "surrogateescape")) or "repository"
+    read = partial(Reader, section=section, redactor=redactor, cache=cache)
+    return _Job(open_origins(source, places, section, read, watch.stages), tools)
 
 
 def _find(job: _Job) -> Findings:
     """Everything up to packed rows."""
-    survey = survey_files(job.git_dir, job.cut, job.section, job.reader, job.stages)
-    learned = Learned(job.section, survey.attributes)
-    span = (job.source.since, job.cut)
-    history = read_candidates(job.git_dir, span, learned, job.section.seed, job.stages)
-    job.stages.start("split")
-    sides = divide(survey, history.lineages, job.section)
-    job.stages.start("render", _told(job.layout, job.section))
-    renderer = Renderer(job.vocabulary, job.layout, job.name, job.section)
-    code, docs, held_out = (
-        [survey.files[index] for index in indices] for indices in (sides.code, sides.docs, sides.held_out)
-    )
-    code_items = _render(job, renderer, code, SampleKind.CONTEXT, code_limit(job.section))
-    shares = Shares.of(job.section, mixing.tokens(code_items))
-    doc_items = _render(job, renderer, by_lot(docs, job.section.seed), SampleKind.DOCS, shares.docs)
-    held_items = _held_out(job, renderer, held_out)
-    told, commit_reasons = _commits(job, survey, history, sides, shares.commits)
+    stages, section = job.tools.stages, job.section
+    surveys = _surveys(job)
+    learned = [Learned(section, survey.attributes) for survey in surveys]
+    histories = [_history(job, origin, one) for origin, one in zip(job.origins, learned, strict=True)]
+    all_ = members(job.origins, surveys, histories)
+    survey = united_survey(all_)
+    sides = divide(survey, lineages(all_), section, stages)
+    all_ = with_sides(all_, sides)
+    stages.start("render", _told(job.tools.layout, section))
+    tellers = [Teller(job.tools, member, one) for member, one in zip(all_, learned, strict=True)]
+    guard = Guard(survey, sides, section.max_overlap)
+    untouched = held_out_lineages(all_, sides)
+    portions = _weighed(job, [teller.portion(untouched, guard) for teller in tellers])
+    held_items = [item for teller in tellers for item in teller.held_out()]
+    told = [one for portion in portions for one in portion.told]
     overlap, report = _overlap(job, survey, sides, told)
-    train = [*code_items, *doc_items, *(item for one in told for item in commit_items(one))]
-    future = _future(job, renderer, overlap, max(_FUTURE_TOKENS, int(mixing.tokens(train) * _FUTURE_SHARE)))
+    train = [item for portion in portions for item in portion.items]
+    future = _futures(job, tellers, overlap, max(_FUTURE_TOKENS, int(mixing.tokens(train) * _FUTURE_SHARE)))
+    future_report = overlap.measure(future.runs)
+    overlap.refuse(future_report, section.max_overlap)
     _refuse_empty(train, held_items)
-    job.stages.start("pack", job.vocabulary.note or "")
-    pack = partial(Split.packed, sequence_length=job.section.sequence_length, seed=job.section.seed)
-    splits = (
-        pack(TRAIN, train, sizes=_sizes([*code, *docs])),
-        pack(HELD_OUT, held_items, sizes=_sizes(held_out)),
-        pack(FUTURE, future.items, sizes=future.sizes),
-    )
+    stages.start("pack", job.tools.vocabulary.note or "")
     return Findings(
         survey=survey,
-        history=history,
+        history=united_history(all_),
         sides=sides,
-        splits=splits,
+        splits=_splits(job, survey, sides, (train, held_items), future),
         overlap=report,
-        layout=job.layout,
-        syntax=SyntaxCutter().version,
+        layout=job.tools.layout,
+        syntax=tellers[0].renderer.syntax,
         commits_used=len(told),
-        future_commits=_future_commits(job),
-        commit_reasons=commit_reasons,
+        future_commits=sum(origin.future_commits for origin in job.origins),
+        commit_reasons=summed([portion.commit_reasons for portion in portions]),
         other_redactions=_redactions(told) + _redactions(future.files),
         future=future,
+        future_overlap=future_report,
+        repositories=_told_repositories(all_, portions),
     )
+
+
+def _splits(
+    job: _Job, survey: Survey, sides: Sides, items: tuple[list[Item], list[Item]], future: Future
+) -> tuple[Split, ...]:
+    """Training, held out and future, packed."""
+    pack = partial(Split.packed, sequence_length=job.section.sequence_length, seed=job.section.seed)
+    train_items, held_items = items
+    return (
+        pack(TRAIN, train_items, sizes=_sizes(survey, [*sides.code, *sides.docs])),
+        pack(HELD_OUT, held_items, sizes=_sizes(survey, sides.held_out)),
+        pack(FUTURE, future.items, sizes=future.sizes),
+    )
+
+
+def _sizes(survey: Survey, indices: Sequence[int]) -> dict[tuple[str, str | None], int]:
+    """Bytes of files, by path and blob."""
+    return {(file.path, file.blob): file.size for file in map(survey.files.__getitem__, indices)}
 
 
 def _redactions(sources: Iterable[Told | FutureFile]) -> list[tuple[str, dict[str, int]]]:
     return [(one.path, one.redactions) for one in sources]
 
 
-def _sizes(files: Sequence[File]) -> dict[tuple[str, str | None], int]:
-    return {(file.path, file.blob): file.size for file in files}
+def _told_repositories(all_: Sequence[Member], portions: Sequence[Portion]) -> list[dict[str, Any]]:
+    """What each of several repositories gave; of one nothing is told apart."""
+    if len(all_) == 1:
+        return []
+    return [
+        {
+            "name": member.origin.label.rstrip("/"),
+            "weight": member.origin.weight,
+            "files": len(member.survey.files),
+            "held_out_files": len(member.held_out),
+            "commits": len(portion.told),
+            "train_tokens": portion.tokens,
+        }
+        for member, portion in zip(all_, portions, strict=True)
+    ]
+
+
+def _surveys(job: _Job) -> list[Survey]:
+    """The files of every repository; of copies among them the first is kept."""
+    surveys: list[Survey] = []
+    known: set[str] = set()
+    for origin in job.origins:
+        survey = survey_files(origin.git_dir, origin.cut, job.section, origin.reader, job.tools.stages, known=known)
+        if not survey.files and len(job.origins) > 1:
+            raise DatasetError(f"{_named(origin)} has no file to learn from{_why(survey)}: {_remedy(origin)}.")
+        known.update(file.blob for file in survey.files)
+        surveys.append(survey)
+    return surveys
+
+
+def _named(origin: Origin) -> str:
+    return f"Repository {repository.shown(origin.pinned.repository)}"
+
+
+def _remedy(origin: Origin) -> str:
+    if origin.holds_back:
+        return "its newest commits build on those that another is measured by, set dataset.future to 0 to learn them"
+    return "leave it out"
+
+
+def _why(survey: Survey) -> str:
+    counts = reasons(survey.drops).most_common(4)
+    return f" (left out: {', '.join(f'{count} {reason}' for reason, count in counts)})" if counts else ""
+
+
+def _history(job: _Job, origin: Origin, learned: Learned) -> History:
+    span = (origin.pinned.since, origin.cut)
+    return read_candidates(origin.git_dir, span, learned, job.section.seed, job.tools.stages, known=origin.known)
 
 
 def _told(layout: Layout, section: DatasetSection) -> str:
@@ -223,76 +258,14 @@ def _told(layout: Layout, section: DatasetSection) -> str:
     return f"{section.fim_rate:.0%} of the code samples are filled in the middle, in the manner of {layout.name}."
 
 
-def _render(job: _Job, renderer: Renderer, files: Sequence[File], kind: SampleKind, limit: int | None) -> list[Item]:
-    """Samples of files that are trained on."""
-    chosen = files if limit is None or kind is SampleKind.DOCS else by_lot(files, job.section.seed)
-    if limit == 0:
-        return []
-    return until(_progressing(job, renderer, chosen, kind, held_out=False), limit)
-
-
-def _held_out(job: _Job, renderer: Renderer, files: Sequence[File]) -> list[Item]:
-    items: list[Item] = []
-    for kind, documentation in ((SampleKind.CONTEXT, False), (SampleKind.DOCS, True)):
-        part = [file for file in files if file.documentation is documentation]
-        items += until(_progressing(job, renderer, part, kind, held_out=True), None)
-    return items
-
-
-def _progressing(
-    job: _Job, renderer: Renderer, files: Sequence[File], kind: SampleKind, *, held_out: bool
-) -> Iterator[list[Item]]:
-    if not files:
-        return
-    name = "held out" if held_out else str(kind)
-    job.stages.start("tokenise", f"Tokenising {len(files)} files ({name}).")
-    done = 0
-    for batch in file_items(files, kind, renderer, partial(texts, reader=job.reader), held_out=held_out):
-        done += len({item.path for item in batch})
-        job.stages.progress(min(done, len(files)), len(files), "files")
-        yield batch
-
-
-def _commits(
-    job: _Job, survey: Survey, history: History, sides: Sides, limit: int
-) -> tuple[list[Told], dict[str, int]]:
-    """Commits that are trained on, and why those tried on the way are not."""
-    job.stages.start("commits", f"Choosing among {len(history.candidates)} commits.")
-    section = job.section.model_copy(update={"max_file_bytes": min(MOST_BYTES, job.section.max_file_bytes)})
-    chronicler = Chronicler(
-        reader=Reader(job.git_dir, section, job.redactor, job.cache),
-        redactor=job.redactor,
-        renderer=CommitRenderer(job.vocabulary, job.layout, job.name, section),
-        learned=Learned(section, survey.attributes),
-        cache=job.cache,
-        identity=(
-            job.vocabulary.sha256,
-            job.vocabulary.libraries,
-            job.layout,
-            job.name,
-            job.redactor.version,
-            section.model_dump_json(),
-            survey.attributes.key,
-        ),
-    )
-    apart = list(apart_from(history.candidates, history.lineages, sides.held_out_lineages))
-    chronicler.reasons["touches a held-out file"] += len(history.candidates) - len(apart)
-    guard = Guard(survey, sides, job.section.max_overlap)
-    chosen: list[Told] = []
-    count = 0
-    for told in chronicler.tell(apart if limit else [], job.stages):
-        job.stages.progress(min(count, limit), limit, "tokens")
-        if count >= limit:
-            break
-        if guard.refuses(told.leak):
-            chronicler.reasons["holds a held-out file's text"] += 1
-            continue
-        chosen.append(told)
-        count += sum(len(sample.ids) for sample in told.samples)
-    chronicler.reasons["not needed for the share of commits"] = (
-        history.eligible - len(chosen) - chronicler.reasons.total()
-    )
-    return chosen, {reason: many for reason, many in chronicler.reasons.items() if many}
+def _weighed(job: _Job, portions: list[Portion]) -> list[Portion]:
+    """What each of several repositories gives by its weight; of one, all."""
+    if len(portions) == 1:
+        return portions
+    for origin, portion in zip(job.origins, portions, strict=True):
+        if not portion.tokens:
+            raise DatasetError(f"{_named(origin)} gives no tokens to train on: leave it out, or widen dataset.include.")
+    return weighed(portions, [origin.weight for origin in job.origins], job.section)
 
 
 def _overlap(job: _Job, survey: Survey, sides: Sides, told: Sequence[Told]) -> tuple[Overlap, OverlapReport]:
@@ -312,21 +285,21 @@ def _overlap(job: _Job, survey: Survey, sides: Sides, told: Sequence[Told]) -> t
     return overlap, report
 
 
-def _future(job: _Job, renderer: Renderer, overlap: Overlap, limit: int) -> Future:
+def _futures(job: _Job, tellers: Sequence[Teller], overlap: Overlap, limit: int) -> Future:
+    """What the newest commits of the repositories added; each may take the same part of the limit."""
+    with_future = [teller for teller in tellers if teller.member.origin.has_future]
+    return united([_future(job, teller, overlap, limit // len(with_future)) for teller in with_future])
+
+
+def _future(job: _Job, teller: Teller, overlap: Overlap, limit: int) -> Future:
     """What the commits after the cut added, in its context."""
-    if job.cut == job.source.commit:
-        return measured([], overlap, renderer, tokens=limit, most_overlap=job.section.max_overlap)
-    job.stages.start("future", "Reading what the newest commits added.")
-    attributes = read_attributes(job.git_dir, list(repository.list_files(job.git_dir, job.source.commit)))
-    span = (job.cut, job.source.commit)
-    files = job.stages.checked(future_files(job.git_dir, span, job.section, attributes, job.reader))
-    return measured(files, overlap, renderer, tokens=limit, most_overlap=job.section.max_overlap)
-
-
-def _future_commits(job: _Job) -> int:
-    if job.cut == job.source.commit:
-        return 0
-    return count_commits(job.git_dir, job.source.commit) - count_commits(job.git_dir, job.cut)
+    origin, stages = teller.member.origin, job.tools.stages
+    stages.start("future", "Reading what the newest commits added.")
+    commit = origin.pinned.commit
+    attributes = read_attributes(origin.git_dir, list(repository.list_files(origin.git_dir, commit)))
+    files = stages.checked(future_files(origin.git_dir, (origin.cut, commit), job.section, attributes, origin.reader))
+    found = measured(files, overlap, teller.renderer, tokens=limit, most_overlap=job.section.max_overlap)
+    return found.labelled(origin.label) if origin.label else found
 
 
 def _refuse_empty(train: Sequence[Item], held_out: Sequence[Item]) -> None:
@@ -335,71 +308,26 @@ def _refuse_empty(train: Sequence[Item], held_out: Sequence[Item]) -> None:
             raise DatasetError(f"The {name} files give no tokens: widen dataset.include.")
 
 
-def _write_tables(folder: Path, found: Findings, job: _Job) -> None:
-    write_samples(folder, found.splits, job.vocabulary)
+def _write_tables(folder: Path, found: Findings, job: _Job) -> dict[str, Any]:
+    """Write what people and the report read of a dataset; the contents of the JSON files by their names."""
+    write_samples(folder, found.splits, job.tools.vocabulary)
     write_drops(folder, found.drops)
-    _write_json(folder / STATS, stats(found, job.section.sequence_length))
-    _write_json(folder / EXAMPLES, examples(found.splits, job.vocabulary, job.section.seed))
+    told = {
+        STATS: stats(found, job.section.sequence_length),
+        EXAMPLES: examples(found.splits, job.tools.vocabulary, job.section.seed),
+    }
+    for name, content in told.items():
+        _write_json(folder / name, content)
+    return told
 
 
 def _write_json(file: Path, content: Any) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _write_report(folder: Path, job: _Job, manifest: dict[str, Any], watch: Stopwatch) -> None:
-    timing = {**watch.told(), "cached": {"hits": job.cache.hits, "misses": job.cache.misses}}
+def _write_report(
+    folder: Path, about: Mapping[str, Any], told: Mapping[str, Any], watch: Stopwatch, cache: Cache
+) -> None:
+    timing = {**watch.told(), "cached": {"hits": cache.hits, "misses": cache.misses}}
     _write_json(folder / TIMING, timing)
-    read = {name: json.loads((folder / name).read_text(encoding="utf-8")) for name in (STATS, EXAMPLES)}
-    write_report(folder, manifest=manifest, stats=read[STATS], examples=read[EXAMPLES], timing=timing)
-
-
-def _manifest(job: _Job, found: Findings, files: dict[str, Any]) -> dict[str, Any]:
-    """What the dataset was made of, and of which files it is made."""
-    vocabulary, section = job.vocabulary, job.section
-    counts = {
-        split.name: {"rows": len(split.rows), "tokens": split.tokens, "labels": split.labels} for split in found.splits
-    }
-    return {
-        "source": {
-            "repository": repository.shown(job.source.repository),
-            "shallow": repository.is_shallow(job.git_dir),
-            "since": job.source.since,
-        },
-        "commit": job.source.commit,
-        "trained_until": job.cut,
-        "config": section.model_dump(mode="json"),
-        "tokenizer": {
-            "sha256": vocabulary.sha256,
-            "vocabulary_size": vocabulary.size,
-            "document_end": vocabulary.end,
-            "padding": vocabulary.padding,
-            "layout": job.layout.name,
-        },
-        "dtype": dtype_name(vocabulary.size),
-        "sequence_length": section.sequence_length,
-        "versions": versions() | {"redaction": job.redactor.version, "syntax": SyntaxCutter().version},
-        "files": files,
-        "splits": counts,
-    }
-
-
-def _result(job: _Job, found: Findings) -> dict[str, Any]:
-    train, held_out, future = found.splits
-    return {
-        "commit": job.source.commit,
-        "trained_until": job.cut,
-        "files": len(found.used),
-        "dropped_files": len(found.drops),
-        "commits": found.commits_used,
-        "samples": sum(len(split.items) for split in found.splits),
-        "train_tokens": train.tokens,
-        "held_out_tokens": held_out.tokens,
-        "future_tokens": future.tokens,
-        "train_rows": len(train.rows),
-        "held_out_rows": len(held_out.rows),
-        "future_rows": len(future.rows),
-        "redactions": stats(found, job.section.sequence_length)["redactions"]["total"],
-        "sequence_length": job.section.sequence_length,
-        "fim": any(item.sample.kind is SampleKind.FILL for item in train.items),
-        "shallow": repository.is_shallow(job.git_dir),
-    }
+    write_report(folder, manifest=about, stats=told[STATS], examples=told[EXAMPLES], timing=timing)

@@ -6,7 +6,7 @@ the choice spreads over the whole history, and one more commit moves no other.
 
 import heapq
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,13 @@ class History:
 
 
 def read_candidates(
-    git_dir: Path, span: tuple[str | None, str], learned: "Learned", seed: int, stages: Stages
+    git_dir: Path,
+    span: tuple[str | None, str],
+    learned: "Learned",
+    seed: int,
+    stages: Stages,
+    *,
+    known: Collection[str] = frozenset(),
 ) -> History:
     """Read a history once, as it streams out of git.
 
@@ -55,6 +61,7 @@ def read_candidates(
         learned: what of a commit is learned.
         seed: of the lots.
         stages: of the build.
+        known: commits of other repositories, which are learned there: of them only the renames are taken.
 
     Raises:
         RepositoryError: it cannot be read.
@@ -67,8 +74,10 @@ def read_candidates(
     total = merges = eligible = 0
     for commit in read_history(git_dir, tip, since):
         stages.check()
-        total += 1
         lineages.add(commit)
+        if commit.id in known:
+            continue
+        total += 1
         if len(commit.parents) > 1:
             merges += 1
             continue
@@ -117,9 +126,11 @@ def _names(change: Change) -> set[bytes]:
     return {change.path, change.before_path}
 
 
-def apart_from(candidates: list[Commit], lineages: Lineages, held_out: Collection[bytes]) -> Iterator[Commit]:
-    """The candidates that touch no file of the held-out lineages, in their order."""
+def apart_from(
+    candidates: list[Commit], lineage: Callable[[bytes], bytes], held_out: Collection[bytes]
+) -> Iterator[Commit]:
+    """The candidates that touch no file of the held-out lineages, in their order; `lineage` tells that of a path."""
     for commit in candidates:
-        touched = {path for change in commit.changes for path in (change.path, change.before_path)}
-        if not any(lineages.of(path) in held_out for path in touched):
+        touched = {path for change in commit.changes for path in _names(change)}
+        if not any(lineage(path) in held_out for path in touched):
             yield commit

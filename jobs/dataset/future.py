@@ -17,7 +17,7 @@ from jobs.dataset.files import is_documentation, path_filter
 from jobs.dataset.history import Change, changes_between
 from jobs.dataset.lots import lot
 from jobs.dataset.mixing import FilePart, Item
-from jobs.dataset.overlap import Overlap, OverlapReport
+from jobs.dataset.overlap import Overlap
 from jobs.dataset.reading import Reader, Text
 from jobs.dataset.samples import Document, Renderer, SampleKind
 from jobs.dataset.shingles import Shingles
@@ -65,8 +65,20 @@ class Future:
     known_lines: int
     #: Files of which nothing is measured, as training knows what was added, or too much of it.
     known_files: int
-    #: What training holds of what is measured all the same.
-    overlap: OverlapReport
+    #: Of every file, its path and the runs of words in what is measured.
+    runs: list[tuple[str, Shingles]]
+
+    def labelled(self, label: str) -> "Future":
+        """Under paths that begin with a repository's name."""
+        return replace(
+            self,
+            items=[
+                replace(item, parts=tuple(replace(part, path=label + part.path) for part in item.parts))
+                for item in self.items
+            ],
+            files=[replace(file, path=label + file.path) for file in self.files],
+            runs=[(label + path, runs) for path, runs in self.runs],
+        )
 
     @property
     def sizes(self) -> dict[tuple[str, str | None], int]:
@@ -141,9 +153,6 @@ def measured(
         renderer: writes them; what was there before stands beside, and is not measured.
         tokens: at most, but for the last file's.
         most_overlap: a file of which one training source still holds a larger part is left out.
-
-    Raises:
-        DatasetError: a training source holds a larger part of what is measured.
     """
     items: list[Item] = []
     kept: list[FutureFile] = []
@@ -163,9 +172,19 @@ def measured(
             count += sum(len(item.sample.ids) for item in samples)
             kept.append(new)
             runs.append((file.path, own))
-    report = overlap.measure(runs)
-    overlap.refuse(report, most_overlap)
-    return Future(items, kept, lines, known, known_files, report)
+    return Future(items, kept, lines, known, known_files, runs)
+
+
+def united(futures: Sequence[Future]) -> Future:
+    """What is measured of several repositories."""
+    return Future(
+        [item for one in futures for item in one.items],
+        [file for one in futures for file in one.files],
+        sum(one.lines for one in futures),
+        sum(one.known_lines for one in futures),
+        sum(one.known_files for one in futures),
+        [pair for one in futures for pair in one.runs],
+    )
 
 
 def _items(file: FutureFile, renderer: Renderer) -> list[Item]:

@@ -6,7 +6,7 @@ Contents are not read here: a change carries blob ids, which `jobs.repository.re
 
 import contextlib
 import re
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -202,13 +202,46 @@ def changes_between(git_dir: Path, before: str, after: str) -> list[Change]:
         return [_parse_change(about, fields) for about in fields]
 
 
-def count_commits(git_dir: Path, tip: str) -> int:
-    """How many commits `tip` reaches, itself included.
+def count_commits(git_dir: Path, tip: str, exclude: str | None = None) -> int:
+    """How many commits `tip` reaches, itself included, and `exclude` does not.
 
     Raises:
         RepositoryError: one of them is missing.
     """
-    return int(b"".join(repository.read_output(git_dir, tip, ["rev-list", "--count", tip, "--"])))
+    span = [tip, *([f"^{exclude}"] if exclude else [])]
+    return int(b"".join(repository.read_output(git_dir, tip, ["rev-list", "--count", *span, "--"])))
+
+
+def reached(git_dir: Path, tip: str, exclude: str | None = None) -> frozenset[str]:
+    """The ids of the commits that `tip` reaches, itself included, and `exclude` does not.
+
+    Raises:
+        RepositoryError: one of them is missing.
+    """
+    span = [tip, *([f"^{exclude}"] if exclude else [])]
+    return frozenset(b"".join(repository.read_output(git_dir, tip, ["rev-list", *span, "--"])).decode("ascii").split())
+
+
+def newest_without(git_dir: Path, tip: str, barred: Collection[str]) -> str | None:
+    """The newest of `tip` and its first parents that reaches none of the commits `barred`; None if all do.
+
+    Raises:
+        RepositoryError: a commit is missing.
+    """
+    command = ["rev-list", "--topo-order", "--reverse", "--parents", tip, "--"]
+    reaches: set[str] = set()
+    first: dict[str, str] = {}
+    with contextlib.closing(repository.read_output(git_dir, tip, command)) as chunks:
+        for line in _lines(chunks):
+            name, *parents = line.decode("ascii").split()
+            if name in barred or not reaches.isdisjoint(parents):
+                reaches.add(name)
+            if parents:
+                first[name] = parents[0]
+    found: str | None = tip
+    while found in reaches:
+        found = first.get(found)
+    return found
 
 
 def cut_commit(git_dir: Path, tip: str, share: float) -> str | None:
@@ -296,9 +329,22 @@ class Lineages:
         """Learn the renames of one more commit."""
         for change in commit.changes:
             if change.kind == "R":
-                first, second = sorted((self.of(change.before_path), self.of(change.path)))
-                if first != second:
-                    self._smaller[second] = first
+                self._join(change.before_path, change.path)
+
+    def learn(self, other: "Lineages") -> None:
+        """Learn the renames that another history told of the same files."""
+        for one, another in other.renames:
+            self._join(one, another)
+
+    @property
+    def renames(self) -> list[tuple[bytes, bytes]]:
+        """Pairs of paths of one lineage, enough of them to connect every one."""
+        return list(self._smaller.items())
+
+    def _join(self, one: bytes, other: bytes) -> None:
+        first, second = sorted((self.of(one), self.of(other)))
+        if first != second:
+            self._smaller[second] = first
 
     def of(self, path: bytes) -> bytes:
         """The lineage's name: the smallest of its paths; the path itself where it was never renamed."""

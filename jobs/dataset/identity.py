@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 from jobs.dataset.code import code_version
+from jobs.repository import lacks
 from jobs.shards import DATASET_NAMES, MANIFEST, SPLITS
 from jobs.spec import DatasetSection, Source
 
@@ -28,6 +30,8 @@ LIBRARIES = (
     "pyarrow",
 )
 
+_TOLD = {"repository", "commit", "since", "weight"}
+
 
 def versions() -> dict[str, str]:
     """The versions of those that are installed."""
@@ -40,12 +44,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def identity(source: Source, section: DatasetSection, tokenizer: str) -> str:
-    """The hash of a dataset that would be built; `tokenizer` identifies the tokenizer's files."""
+def identity(source: Source, section: DatasetSection, tokenizer: str, git_dirs: Sequence[Path | None] = ()) -> str:
+    """The hash of a dataset that would be built.
+
+    Args:
+        source: the repositories.
+        section: what is taken, and in which shape.
+        tokenizer: identifies the tokenizer's files.
+        git_dirs: where the repositories are, in their order; None where one is not here (yet).
+    """
     told = {
-        "repository": source.repository,
-        "commit": source.commit,
-        "since": source.since,
+        "repositories": [one.model_dump(mode="json", include=_TOLD) for one in source.repositories],
+        # Of the same commit a clone that was shallow or partial may hold more by now.
+        "lacks": [lacks(git_dir) if git_dir else "" for git_dir in git_dirs],
         "config": section.model_dump(mode="json"),
         "tokenizer": tokenizer,
         "versions": versions(),

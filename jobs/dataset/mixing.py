@@ -55,9 +55,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Shares:
-    """Tokens of each kind in training."""
+    """Tokens of each kind beside code in training."""
 
-    code: int | None
     docs: int
     commits: int
 
@@ -65,7 +64,7 @@ class Shares:
     def of(cls, section: DatasetSection, code_tokens: int) -> "Shares":
         """What documentation and commits may take beside so much code."""
         total = code_tokens / (1 - section.commit_share - section.doc_share)
-        return cls(None, int(total * section.doc_share), int(total * section.commit_share))
+        return cls(int(total * section.doc_share), int(total * section.commit_share))
 
 
 def code_limit(section: DatasetSection) -> int | None:

@@ -233,6 +233,7 @@ def _mix(stats: Facts) -> dict[str, Any]:
         "splits": [_split(name, split) for name, split in splits.items()],
         "shown_again": sum(split.number("shown_again") for split in splits.values()),
         "languages": _languages(stats),
+        "repository_tokens": _repositories(stats),
         "lengths": [
             (_title(name), _labelled(columns(histogram, limits))) for name, histogram in histograms.items() if histogram
         ],
@@ -282,6 +283,16 @@ def _languages(stats: Facts) -> list[Bar]:
     tokens = {name: languages.number(name, "tokens") for name in languages.names}
     notes = {name: _files_note(languages.at(name)) for name in tokens}
     return bars(tokens, notes=notes)
+
+
+def _repositories(stats: Facts) -> list[Bar]:
+    """Training tokens of each of several repositories."""
+    rows = stats.rows("repositories")
+    tokens = {row.text("name"): row.number("train_tokens") for row in rows}
+    weights = {row.text("name"): row.number("weight") for row in rows}
+    return bars(
+        tokens, notes={name: f"weight {weight:g}" if weight else "all of it" for name, weight in weights.items()}
+    )
 
 
 def _files_note(language: Facts) -> str:

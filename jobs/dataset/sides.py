@@ -1,18 +1,17 @@
 """Divides what a commit holds into what is trained on and what is held out, so that neither knows the other."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.dataset.history import Lineages
 from jobs.dataset.nearness import clusters, contained
 from jobs.dataset.split import Unit, held_out_names
-from jobs.dataset.survey import File, Survey, reasons
+from jobs.dataset.survey import Survey, reasons
 from jobs.shards import DatasetError
 from jobs.spec import DatasetSection
+from jobs.stages import Stages
 
 #: Runs of words that more files than this, and more than this share of them, have in common say nothing of a copy.
 COMMON_FILES, COMMON_SHARE = 10, 0.01
@@ -32,16 +31,25 @@ class Sides:
     near_copies: int
 
 
-def divide(survey: Survey, lineages: Lineages, section: DatasetSection) -> Sides:
+def divide(survey: Survey, lineages: Sequence[bytes], section: DatasetSection, stages: Stages) -> Sides:
     """Hold out whole groups: files of one lineage, near copies of each other, or largely one within the other.
+
+    Args:
+        survey: of every repository.
+        lineages: of every file, the name of its lineage, the same for files of different repositories if they are one.
+        section: how much is held out, and by which seed.
+        stages: of the build.
 
     Raises:
         DatasetError: there is nothing to learn from, or too little to divide.
     """
     if not survey.files:
         raise DatasetError(f"The commit has no file to learn from{_why(survey)}: widen dataset.include.")
-    keys: list[list[str]] = [[f"text {file.digest}", f"lineage {_lineage(file, lineages)}"] for file in survey.files]
+    stages.start("deduplicate", f"Looking for near copies among {len(survey.files)} files.")
     groups = clusters(survey.near)
+    stages.start("split", f"{len(groups)} groups of near copies stay together, {sum(map(len, groups))} files.")
+    origins = [lineage.decode("latin-1") for lineage in lineages]
+    keys = [[f"text {file.digest}", f"lineage {name}"] for file, name in zip(survey.files, origins, strict=True)]
     for number, group in enumerate(groups):
         for index in group:
             keys[index].append(f"near {number}")
@@ -49,8 +57,8 @@ def divide(survey: Survey, lineages: Lineages, section: DatasetSection) -> Sides
         keys[one].append(f"within {one} {other}")
         keys[other].append(f"within {one} {other}")
     units = [
-        Unit(file.name, file.size, tuple(own), _lineage(file, lineages))
-        for file, own in zip(survey.files, keys, strict=True)
+        Unit(file.name, file.size, tuple(own), name)
+        for file, own, name in zip(survey.files, keys, origins, strict=True)
     ]
     names = held_out_names(units, section.held_out, section.seed)
     code: list[int] = []
@@ -58,18 +66,12 @@ def divide(survey: Survey, lineages: Lineages, section: DatasetSection) -> Sides
     held_out: list[int] = []
     for index, file in enumerate(survey.files):
         (held_out if file.name in names else docs if file.documentation else code).append(index)
-    if not code:
-        code, docs = docs, []  # a repository of prose: its prose is what is learned
-    lineages_out = frozenset(lineages.of(survey.files[index].raw) for index in held_out)
+    lineages_out = frozenset(lineages[index] for index in held_out)
     return Sides(code, docs, held_out, lineages_out, len(groups), sum(map(len, groups)))
 
 
-def _lineage(file: File, lineages: Lineages) -> str:
-    return lineages.of(file.raw).decode("latin-1")
-
-
 def _why(survey: Survey) -> str:
-    counts = Counter(reasons(survey.drops)).most_common(4)
+    counts = reasons(survey.drops).most_common(4)
     return f" (left out: {', '.join(f'{count} {reason}' for reason, count in counts)})" if counts else ""
 
 

@@ -41,6 +41,9 @@ class Findings:
     #: Redactions in the commits that are learned, and in future files: (path or commit, counts).
     other_redactions: Sequence[tuple[str, Mapping[str, int]]]
     future: Future
+    future_overlap: OverlapReport
+    #: What each of several repositories gave; empty for one.
+    repositories: Sequence[Mapping[str, Any]] = ()
 
     @cached_property
     def used(self) -> list[File]:
@@ -70,6 +73,7 @@ def stats(found: Findings, sequence_length: int) -> dict[str, Any]:
     """The content of `stats.json`."""
     return {
         **_files(found),
+        **({"repositories": list(found.repositories)} if found.repositories else {}),
         "commits": _commits(found),
         "languages": _languages(found),
         "splits": {split.name: _split(split, sequence_length) for split in found.splits},
@@ -87,7 +91,7 @@ def stats(found: Findings, sequence_length: int) -> dict[str, Any]:
         "overlap": {
             "held_out": _overlap(found.overlap),
             "future": {
-                **_overlap(found.future.overlap),
+                **_overlap(found.future_overlap),
                 "lines": found.future.lines,
                 "known_lines": found.future.known_lines,
                 "known_files": found.future.known_files,

@@ -1,9 +1,10 @@
 """Looks at every file of a commit, once by its name and once by its text, and says of each whether it is learned."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,8 +64,34 @@ class Survey:
     thin: int = 1
 
 
-def survey_files(git_dir: Path, commit: str, section: DatasetSection, reader: Reader, stages: Stages) -> Survey:
+class _Entry(NamedTuple):
+    """A path of the tree that is worth reading."""
+
+    entry: TreeEntry
+    #: As people and the model see it.
+    path: str
+    #: All that its text is judged by: where it is equal, files are read once.
+    judged_by: tuple[object, ...]
+
+
+def survey_files(
+    git_dir: Path,
+    commit: str,
+    section: DatasetSection,
+    reader: Reader,
+    stages: Stages,
+    *,
+    known: Collection[str] = frozenset(),
+) -> Survey:
     """Survey the tree of `commit`.
+
+    Args:
+        git_dir: the repository.
+        commit: full id.
+        section: what is taken.
+        reader: of the repository.
+        stages: of the build.
+        known: blobs that other repositories of the dataset have: another is a copy.
 
     Raises:
         RepositoryError: the commit cannot be listed.
@@ -74,33 +101,34 @@ def survey_files(git_dir: Path, commit: str, section: DatasetSection, reader: Re
     attributes = read_attributes(git_dir, entries)
     candidates, drops = _by_name(entries, section, attributes, reader, stages)
     stages.start("read", f"Reading {len(candidates)} files.")
-    thin = sum(entry.size for entry in candidates) > _ALL_SHINGLES
+    thin = sum(entry.size for entry, *_ in candidates) > _ALL_SHINGLES
     survey = Survey([], drops, attributes, [], [], [], thin=_THIN if thin else 1)
     first: dict[tuple[object, ...], tuple[str, str]] = {}
-    for entry in candidates:
-        first.setdefault(_as_read(entry), (reader.path(entry.path), entry.blob))
+    for entry, path, judged_by in candidates:
+        first.setdefault(judged_by, (path, entry.blob))
     texts = reader.read(list(first.values()))
     told: dict[tuple[object, ...], Reason] = {}
-    seen: set[str] = set()
-    for done, entry in enumerate(candidates, 1):
+    seen = set(known)
+    for done, (entry, path, judged_by) in enumerate(candidates, 1):
         stages.progress(done, len(candidates), "files")
-        verdict: Text | Reason | None = told.get(_as_read(entry))
+        verdict: Text | Reason | None = told.get(judged_by)
         if verdict is None:
             verdict = next(texts)
-            told[_as_read(entry)] = Reason.DUPLICATE if isinstance(verdict, Text) else verdict
+            told[judged_by] = Reason.DUPLICATE if isinstance(verdict, Text) else verdict
         if isinstance(verdict, Text) and entry.blob in seen:
             verdict = Reason.DUPLICATE
         seen.add(entry.blob)
-        _take(survey, entry, reader.path(entry.path), verdict)
+        _take(survey, entry, path, verdict)
     survey.drops.sort(key=lambda drop: (drop.path, drop.blob))
+    stages.start("redact", _hidden(survey.files))
     stages.start("filter", f"{len(survey.files)} files are kept, {len(survey.drops)} left out.")
     return survey
 
 
-def _as_read(entry: TreeEntry) -> tuple[object, ...]:
-    """All that a text is judged by: where it is equal, files are read once."""
-    path = shown_path(entry.path)
-    return entry.blob, language_of(path), is_documentation(path)
+def _hidden(files: Sequence[File]) -> str:
+    """How much of the files is hidden."""
+    counts = [sum(file.redactions.values()) for file in files if file.redactions]
+    return f"{sum(counts)} secrets and e-mail addresses are hidden in {len(counts)} files."
 
 
 def read_attributes(git_dir: Path, entries: Sequence[TreeEntry]) -> Attributes:
@@ -120,18 +148,19 @@ def _by_name(
     attributes: Attributes,
     reader: Reader,
     stages: Stages,
-) -> tuple[list[TreeEntry], list[Drop]]:
+) -> tuple[list[_Entry], list[Drop]]:
     """The entries whose text is worth reading, and the others with their reasons."""
     reason_of = path_filter(section, attributes.says)
     drops: list[Drop] = []
     candidates = []
     for entry in entries:
         stages.check()
-        reason = reason_of(entry)
+        reason, path = reason_of(entry), reader.path(entry.path)
         if reason is None:
-            candidates.append(entry)
+            name = shown_path(entry.path)
+            candidates.append(_Entry(entry, path, (entry.blob, language_of(name), is_documentation(name))))
         else:
-            drops.append(Drop(path=reader.path(entry.path), blob=entry.blob, bytes=entry.size, reason=reason))
+            drops.append(Drop(path=path, blob=entry.blob, bytes=entry.size, reason=reason))
     return candidates, drops
 
 
@@ -170,9 +199,6 @@ def texts(files: Sequence[File], reader: Reader) -> Iterator[str]:
         yield verdict.text
 
 
-def reasons(drops: Sequence[Any]) -> dict[str, int]:
-    """How many were left out, by reason."""
-    counts: dict[str, int] = {}
-    for drop in drops:
-        counts[str(drop.reason)] = counts.get(str(drop.reason), 0) + 1
-    return dict(sorted(counts.items()))
+def reasons(drops: Sequence[Drop]) -> Counter[str]:
+    """How many were left out, by reason, in the order of the reasons' names."""
+    return Counter(sorted(str(drop.reason) for drop in drops))

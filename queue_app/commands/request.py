@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from queue_app.commands.options import also_flag
+
 if TYPE_CHECKING:
     from queue_app.plan import Request
 
@@ -16,7 +18,8 @@ _FLAGS = (
     click.option(
         "--repo", default=".", metavar="PATH_OR_URL", show_default=True, help="Git repository: a folder or a URL."
     ),
-    click.option("--ref", help="Branch, tag or commit to learn. Default: HEAD."),
+    click.option("--ref", help="Branch, tag or commit to learn, or a range A..B of commits. Default: HEAD."),
+    also_flag,
     click.option(
         "--config",
         type=click.Path(path_type=Path),
@@ -55,6 +58,7 @@ def read_request(
     *,
     repo: str,
     ref: str | None,
+    also: list[dict[str, Any]],
     config: Path | None,
     settings: tuple[str, ...],
     model: str | None,
@@ -71,7 +75,12 @@ def read_request(
     from jobs.config import load_config
     from queue_app.plan import Request
 
-    flags = {"model.name": model, "training.epochs": epochs, "training.max_steps": max_steps}
+    flags = {
+        "dataset.also": also or None,
+        "model.name": model,
+        "training.epochs": epochs,
+        "training.max_steps": max_steps,
+    }
     over = [f"{key}={json.dumps(value)}" for key, value in flags.items() if value is not None]
     loaded = load_config(config, (*settings, *over))
     return Request(repository=repo, ref=ref, config=_with_full_path(loaded), device=device, **rest)
