@@ -4,8 +4,7 @@ Run as: python benchmarks/dataset_worth.py [--repo PATH --name psf/requests] [--
 
 Arms differ in the dataset alone; model, LoRA, steps, rows, learning rate and seed are the same. `baseline` is
 random_chunks.py: the files as they were at the commit where our training ends, cut anywhere. `ours` is what
-`repotune dataset` makes by default, `no commits` the same with dataset.commit_share=0, `code` also without
-documentation.
+`repotune dataset` makes by default; the other arms differ from it by the settings that `OURS` names.
 
 Measured is the mean loss, in nats a token, of the base and of each adapter on what the commits after that one added:
 
@@ -55,10 +54,14 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "dataset_worth.json"
 BASE, BASELINE = "base", "baseline"
 #: Arm -> settings of its dataset.
-OURS = {
+OURS: dict[str, tuple[str, ...]] = {
     "ours": (),
     "no commits": ("dataset.commit_share=0",),
+    "few commits": ("dataset.commit_share=0.1",),
+    "more commits": ("dataset.commit_share=0.45",),
     "code": ("dataset.commit_share=0", "dataset.doc_share=0"),
+    "more documentation": ("dataset.doc_share=0.25",),
+    "few commits, more documentation": ("dataset.commit_share=0.1", "dataset.doc_share=0.25"),
 }
 RESAMPLES = 4000
 _HUNK = re.compile(rb"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", re.MULTILINE)
@@ -310,25 +313,33 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repo", default=str(ROOT), help="a git repository. Default: this one")
-    parser.add_argument("--name", default="repotune", help="what the results call it")
-    parser.add_argument("--model", help="folder or name. Default: the demo's")
-    parser.add_argument("--tokens", type=int, default=131_072, help="trained on, by every arm")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a row")
-    parser.add_argument("--arms", nargs="+", choices=(BASELINE, *OURS), default=[BASELINE, "ours"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[17])
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--accumulation", type=int, default=4, help="rows of an optimizer step")
-    parser.add_argument("--windows", type=int, default=200, help="measured at most, of each measure")
-    parser.add_argument("--own-rows", type=int, default=8, help="rows of an arm's own held-out loss")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--work", type=Path, help="keep everything here, and go on with what is")
-    parser.add_argument("--print-only", action="store_true", help="do not write the results")
-    options = parser.parse_args()
+    described = parser(__doc__, arms=[BASELINE, "ours"], tokens=131_072, seeds=[17])
+    described.add_argument("--learning-rate", type=float, default=5e-4)
+    described.add_argument("--accumulation", type=int, default=4, help="rows of an optimizer step")
+    described.add_argument("--windows", type=int, default=200, help="measured at most, of each measure")
+    described.add_argument("--own-rows", type=int, default=8, help="rows of an arm's own held-out loss")
+    described.add_argument("--threads", type=int, default=os.cpu_count())
+    options = described.parse_args()
     torch.set_num_threads(options.threads)
-    options.model = options.model or _demo_model()
     return options
+
+
+def parser(
+    about: str | None, *, arms: Sequence[str], tokens: int | Sequence[int], seeds: Sequence[int]
+) -> argparse.ArgumentParser:
+    """The options that every comparison of datasets has, with these defaults; `tokens` is one number or several."""
+    described = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    described.add_argument("--repo", default=str(ROOT), help="a git repository. Default: this one")
+    described.add_argument("--name", default="repotune", help="what the results call it")
+    described.add_argument("--model", default=_demo_model(), help="folder or name. Default: the demo's")
+    several = None if isinstance(tokens, int) else "+"
+    described.add_argument("--tokens", type=int, nargs=several, default=tokens, help="learned from, by every arm")
+    described.add_argument("--length", type=int, default=512, help="tokens of a row")
+    described.add_argument("--arms", nargs="+", choices=(BASELINE, *OURS), default=arms)
+    described.add_argument("--seeds", nargs="+", type=int, default=seeds)
+    described.add_argument("--work", type=Path, help="keep everything here, and go on with what is")
+    described.add_argument("--print-only", action="store_true", help="do not write the results")
+    return described
 
 
 def _demo_model() -> str:
@@ -346,7 +357,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "commit": manifest["commit"],
         "trained_until": manifest["trained_until"],
-        "command": _command(),
+        "command": typed("dataset_worth.py"),
         "arms": {arm: _told(arm, results, options) for arm, results in trained.items()},
         "measures": {name: _compared(name, losses) for name in losses[BASE][0]},
         "versions": {name: metadata.version(name) for name in ("repotune", "torch", "transformers", "peft")},
@@ -354,8 +365,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _command() -> str:
-    """As it was typed, without the paths of this machine."""
+def typed(program: str) -> str:
+    """The command as it was typed, without the paths of this machine."""
     words = iter(sys.argv[1:])
     told = []
     for word in words:
@@ -364,7 +375,7 @@ def _command() -> str:
             told += [word, "PATH"]
         else:
             told.append(f'"{word}"' if " " in word else word)
-    return " ".join(["python benchmarks/dataset_worth.py", *told])
+    return " ".join([f"python benchmarks/{program}", *told])
 
 
 def _told(arm: str, results: Sequence[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
@@ -384,14 +395,11 @@ def _told(arm: str, results: Sequence[dict[str, Any]], options: argparse.Namespa
 def _compared(name: str, losses: dict[str, list[dict[str, Losses]]]) -> dict[str, Any]:
     of_arm = {arm: [one[name] for one in parts] for arm, parts in losses.items()}
     first = of_arm[BASE][0]
-    groups = dict(_groups(sorted(first)))
     return {
         "files": len(first),
         "tokens": sum(int(count) for _, count in first.values()),
         "loss": {arm: round(mean(parts, sorted(first)), 4) for arm, parts in of_arm.items()},
-        "loss_by_kind": {
-            kind: {arm: round(mean(parts, paths), 4) for arm, parts in of_arm.items()} for kind, paths in groups.items()
-        },
+        "loss_by_kind": {arm: compared_by_kind(parts) for arm, parts in of_arm.items()},
         "below_base": {arm: difference(parts, of_arm[BASE]) for arm, parts in of_arm.items() if arm != BASE},
         "below_baseline": {
             arm: difference(parts, of_arm[BASELINE])
@@ -399,6 +407,11 @@ def _compared(name: str, losses: dict[str, list[dict[str, Losses]]]) -> dict[str
             if BASELINE in of_arm and arm in OURS
         },
     }
+
+
+def compared_by_kind(losses: Sequence[Losses]) -> dict[str, float]:
+    """Nats a token by kind of file."""
+    return {kind: round(mean(losses, paths), 4) for kind, paths in _groups(sorted(losses[0]))}
 
 
 def _groups(paths: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from jobs import shards
@@ -24,15 +26,16 @@ def _commit(folder, message):
 
 
 @pytest.fixture(scope="module")
-def worth():
-    """The benchmark's two modules, which lie outside of every package."""
+def modules():
+    """The modules of the benchmark, which lie outside of every package."""
     pytest.importorskip("torch")
     sys.path.insert(0, str(BENCHMARKS))
     try:
+        import dataset_mix
         import dataset_worth
         import random_chunks
 
-        yield dataset_worth, random_chunks
+        yield SimpleNamespace(chunks=random_chunks, worth=dataset_worth, mix=dataset_mix)
     finally:
         sys.path.remove(str(BENCHMARKS))
 
@@ -72,13 +75,12 @@ def _ours(folder, cut, newest, rows):
 
 
 @pytest.mark.parametrize("rows", [5, 500])
-def test_the_baseline_has_as_many_tokens_and_nothing_after_the_cut(worth, history, tiny_tokenizer, tmp_path, rows):
-    _, random_chunks = worth
+def test_the_baseline_has_as_many_tokens_and_nothing_after_the_cut(modules, history, tiny_tokenizer, tmp_path, rows):
     repository, cut, newest = history
     manifest = _ours(tmp_path / "ours", cut, newest, rows)
-    files = random_chunks.kept_files(repository / ".git", tmp_path / "ours")
+    files = modules.chunks.kept_files(repository / ".git", tmp_path / "ours")
     assert sorted(files) == [f"package/module_{number}.py" for number in range(6)]
-    random_chunks.write_random_chunks(tmp_path / "baseline", files, tiny_tokenizer, manifest, 17)
+    modules.chunks.write_random_chunks(tmp_path / "baseline", files, tiny_tokenizer, manifest, 17)
     shards.verify(tmp_path / "baseline")
     data = shards.open_dataset(tmp_path / "baseline")
     assert len(data.train) == rows
@@ -89,32 +91,44 @@ def test_the_baseline_has_as_many_tokens_and_nothing_after_the_cut(worth, histor
     assert "zebra" not in text
 
 
-def test_a_chunk_that_is_held_out_is_not_trained_on(worth, history, tiny_tokenizer, tmp_path):
-    _, random_chunks = worth
+def test_a_chunk_that_is_held_out_is_not_trained_on(modules, history, tiny_tokenizer, tmp_path):
     repository, cut, newest = history
     manifest = _ours(tmp_path / "ours", cut, newest, 500)
-    files = random_chunks.kept_files(repository / ".git", tmp_path / "ours")
-    random_chunks.write_random_chunks(tmp_path / "baseline", files, tiny_tokenizer, manifest, 17)
+    files = modules.chunks.kept_files(repository / ".git", tmp_path / "ours")
+    modules.chunks.write_random_chunks(tmp_path / "baseline", files, tiny_tokenizer, manifest, 17)
     data = shards.open_dataset(tmp_path / "baseline")
     learned = {row.ids.tobytes() for row in data.train}
     assert not learned & {row.ids.tobytes() for row in data.held_out}
 
 
-def test_only_the_lines_that_newer_commits_added_are_measured(worth, history, tiny_tokenizer):
-    dataset_worth, _ = worth
+def test_only_the_lines_that_newer_commits_added_are_measured(modules, history, tiny_tokenizer):
     repository, cut, newest = history
-    windows = dataset_worth.added_windows(repository / ".git", (cut, newest), tiny_tokenizer, LENGTH)
+    windows = modules.worth.added_windows(repository / ".git", (cut, newest), tiny_tokenizer, LENGTH)
     assert {window.path for window in windows} == {"newer.py", "package/module_0.py"}
     text = "".join(tiny_tokenizer.decode(window.ids[window.measured]) for window in windows)
     assert "zebra" in text
     assert "value_" not in text
 
 
-def test_an_adapter_that_is_better_on_every_file_is_below_with_its_whole_interval(worth):
-    dataset_worth, _ = worth
+def test_an_adapter_that_is_better_on_every_file_is_below_with_its_whole_interval(modules):
     worse = {"a": [30.0, 10], "b": [5.0, 2], "c": [9.0, 3]}
     better = {path: [total - 1.0, tokens] for path, (total, tokens) in worse.items()}
-    told = dataset_worth.difference([better], [worse])
+    told = modules.worth.difference([better], [worse])
     assert told["difference"] == pytest.approx(-3 / 15)
     assert told["interval"][1] < 0
     assert told["files_better"] == 3
+
+
+def test_counting_gives_probabilities_and_learns_labels_alone(modules):
+    ids = np.array([0, 1, 2, 3, 1, 2, 3], np.int64)
+    learned = np.full(7, shards.LABEL, np.uint8)
+    learned[0] = shards.DOCUMENT_START
+    counts = modules.mix.Counts(5)
+    counts.learn([shards.Row(ids, learned)])
+    assert sum(counts.probability([1, 2], token) for token in range(5)) == pytest.approx(1)
+    assert counts.probability([1, 2], 3) > 0.7
+    shown = np.zeros(7, np.uint8)
+    shown[0] = shards.DOCUMENT_START
+    untaught = modules.mix.Counts(5)
+    untaught.learn([shards.Row(ids, shown)])
+    assert untaught.probability([1, 2], 3) == pytest.approx(1 / 5)
