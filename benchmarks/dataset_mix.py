@@ -133,6 +133,8 @@ def _at(tokens: int, windows: Sequence[Window], options: Any) -> dict[str, Any]:
         told[arm] = {
             "rows": wanted if wanted <= len(data.train) else f"all, {len(data.train)} of {wanted}",
             "loss": round(mean(losses[arm], sorted(losses[arm][0])), 4),
+            # What the lot of the rows makes: the intervals are over files alone.
+            "loss_by_seed": [round(mean([one], sorted(one)), 4) for one in losses[arm]],
             "loss_by_kind": compared_by_kind(losses[arm]),
         }
         if arm != BASELINE and BASELINE in losses:

@@ -49,6 +49,8 @@ from backends.registry import open_backend
 from jobs import config, repository, shards, training
 from jobs.context import JobContext
 from jobs.events import Evaluated, Event, StepDone
+from jobs.results import RESULT
+from jobs.saving import CHECKPOINTS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "dataset_worth.json"
@@ -118,13 +120,13 @@ def train(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "training.gradient_checkpointing='off'",
         f"training.seed={seed}",
     ]
-    if not (output / training.RESULT).exists():
+    if not (output / RESULT).exists():
         chosen = config.load_config(None, settings).for_device(Device.CPU)
         context = JobContext(output=output, emit=_teller(f"{arm}, seed {seed}"))
-        known = output / training.CHECKPOINTS
+        known = output / CHECKPOINTS
         backend = open_backend("none", Device.CPU)
         training.train(chosen, data, backend, Device.CPU, context, known if known.is_dir() else None)
-    result: dict[str, Any] = json.loads((output / training.RESULT).read_text(encoding="utf-8"))
+    result: dict[str, Any] = json.loads((output / RESULT).read_text(encoding="utf-8"))
     return result
 
 
