@@ -37,7 +37,7 @@ docs: $(VENV)/.installed  ## Rewrite the generated pages of docs/ from the progr
 	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.model  ## Run every benchmark; figures go to benchmarks/results/.
-	@for file in $(filter-out benchmarks/synthetic_repository.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out benchmarks/synthetic_repository.py benchmarks/random_chunks.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:  ## Remove .venv and caches.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
