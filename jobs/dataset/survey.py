@@ -71,7 +71,7 @@ def survey_files(git_dir: Path, commit: str, section: DatasetSection, reader: Re
     entries = list(repository.list_files(git_dir, commit))
     attributes = read_attributes(git_dir, entries)
     candidates, drops = _by_name(entries, section, attributes, reader, stages)
-    stages.start("read", f"Reading {len(candidates)} files.")
+    stages.start("read", f"Reading {len(candidates)} files. {attributes.note}".rstrip())
     survey = Survey([], drops, attributes, [], [], [])
     thin = sum(entry.size for entry in candidates) > _ALL_SHINGLES
     first: dict[tuple[object, ...], tuple[str, str]] = {}
@@ -108,7 +108,7 @@ def read_attributes(git_dir: Path, entries: Sequence[TreeEntry]) -> Attributes:
     ]
     contents = repository.read_blobs(git_dir, [entry.blob for entry in files], 1 << 20)
     return Attributes.parse(
-        [(entry.path.rpartition(b"/")[0], content or b"") for entry, (_, content) in zip(files, contents, strict=True)]
+        (entry.path.rpartition(b"/")[0], content or b"") for entry, (_, content) in zip(files, contents, strict=True)
     )
 
 
