@@ -267,7 +267,7 @@ def _commits(
             survey.attributes.key,
         ),
     )
-    apart = list(apart_from(history.candidates, history.lineages, sides.held_out_lineages))
+    apart = apart_from(history.candidates, history.lineages, sides.held_out_lineages)
     chronicler.reasons["touches a held-out file"] += len(history.candidates) - len(apart)
     guard = Guard(survey, sides, job.section.max_overlap)
     chosen: list[Told] = []
