@@ -168,6 +168,7 @@ def repository_name(repository_: str) -> str:
 def _find(job: _Job) -> Findings:
     """Everything up to packed rows."""
     survey = survey_files(job.git_dir, job.cut, job.section, job.reader, job.stages)
+    job.vocabulary.expect(sum(file.size for file in survey.files))
     learned = Learned(job.section, survey.attributes)
     span = (job.source.since, job.cut)
     history = read_candidates(job.git_dir, span, learned, job.section.seed, job.stages)
