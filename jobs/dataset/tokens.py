@@ -136,7 +136,7 @@ class Vocabulary:
         return self._ids.get(token)
 
     def expect(self, characters: int) -> None:
-        """Be told that about so many characters will be encoded: what it takes to open is then done beside other work."""
+        """Be told that about so many characters are to come, so that what it takes is opened beside other work."""
         self._engine.expect(characters)
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
