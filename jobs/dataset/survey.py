@@ -19,8 +19,11 @@ from jobs.spec import DatasetSection
 from jobs.stages import Stages
 
 #: Bytes of candidate files up to which every shingle of theirs is held in memory; beyond, one in `_THIN`.
-_ALL_SHINGLES = 256 << 20
+_ALL_SHINGLES = 64 << 20
 _THIN = 16
+#: Fewer hashes of a text tell nothing of what others share with it (`jobs.dataset.postings`); how many of a small one
+#: are held instead, so that no commit gives it away.
+_TELLING, LEAST_GUARDED = 16, 64
 _ATTRIBUTES = b".gitattributes"
 
 
@@ -152,13 +155,21 @@ def _take(survey: Survey, entry: TreeEntry, path: str, verdict: Text | Reason, *
             redactions=dict(verdict.redactions),
         )
     )
-    survey.near.append(_thinned(verdict.near, thin=thin))
-    survey.leak.append(_thinned(verdict.leak, thin=thin))
+    survey.near.append(thinned(verdict.near) if thin else verdict.near)
+    survey.leak.append(thinned(verdict.leak, LEAST_GUARDED) if thin else verdict.leak)
 
 
-def _thinned(hashes: NDArray[np.uint64], *, thin: bool) -> NDArray[np.uint64]:
-    """All hashes, or the one in `_THIN` that any text would keep: shares of two texts stay comparable."""
-    return np.array(hashes[hashes % np.uint64(_THIN) == 0]) if thin else hashes
+def thinned(hashes: NDArray[np.uint64], least: int = 0) -> NDArray[np.uint64]:
+    """The one hash in `_THIN` that any text would keep: shares of two texts stay comparable.
+
+    Args:
+        hashes: sorted.
+        least: where that leaves too few to tell anything (a text of about a kilobyte), so many of the smallest instead.
+            Held against texts that are not thinned, as commits are, they are as good a sample; held against thinned
+            ones they say no more than too few did.
+    """
+    kept = hashes[hashes % np.uint64(_THIN) == 0]
+    return kept if len(kept) >= _TELLING else np.array(hashes[:least] if least else kept)
 
 
 def texts(files: Sequence[File], reader: Reader) -> Iterator[str]:
