@@ -439,37 +439,41 @@ def _summary(runs: Sequence[Run], target: dict[str, float]) -> dict[str, Any]:
     return figures
 
 
-def slopes(sizes: dict[str, Any]) -> dict[str, Any] | None:
-    """What 1,000 more commits, and the bytes of git that come with them, cost: between each two `huge` histories."""
+def slopes(sizes: dict[str, Any]) -> dict[str, Any]:
+    """What 1,000 more commits cost, between each two `huge` histories, and what a megabyte more of files (`wide`)."""
     lengths = [figures for name, figures in sizes.items() if name.startswith("huge")]
     lengths.sort(key=lambda figures: figures["repository"]["commits"])
-    if len(lengths) < 2:
-        return None
     pairs = [*itertools.pairwise(lengths), *([(lengths[0], lengths[-1])] if len(lengths) > 2 else [])]
-    return {_span(few, many): _slope(few, many) for few, many in pairs}
+    found = {_span(few, many): _slope(few, many, "commits", 1000) for few, many in pairs}
+    wide = sizes.get("wide")
+    narrow = next((one for one in lengths if wide and _commits(one) == _commits(wide)), None)
+    return found | ({"of the files' bytes": _slope(narrow, wide, "head_bytes", MB)} if narrow and wide else {})
+
+
+def _commits(figures: dict[str, Any]) -> int:
+    return int(figures["repository"]["commits"])
 
 
 def _span(few: dict[str, Any], many: dict[str, Any]) -> str:
-    return f"{few['repository']['commits']} to {many['repository']['commits']}"
+    return f"{_commits(few)} to {_commits(many)} commits"
 
 
-def _slope(few: dict[str, Any], many: dict[str, Any]) -> dict[str, Any]:
-    thousands = (many["repository"]["commits"] - few["repository"]["commits"]) / 1000
-    megabytes = (many["repository"]["git_bytes"] - few["repository"]["git_bytes"]) / MB
-    told = {"git_mb_per_1000_commits": round(megabytes / thousands, 3)}
-    for kind in ("seconds", "cpu_seconds", "peak_pss_mb", "peak_rss_mb"):
-        more = many["cases"]["full"][kind] - few["cases"]["full"][kind]
-        told |= {f"{kind}_per_1000_commits": round(more / thousands, 4)}
-        told |= {f"{kind}_per_git_mb": round(more / megabytes, 4)}
-    return told | {"cpu_seconds_per_1000_commits_by_stage": _by_stage(few, many, thousands)}
+def _slope(few: dict[str, Any], many: dict[str, Any], what: str, unit: int) -> dict[str, Any]:
+    """What one more `unit` of `what` costs."""
+    units = (many["repository"][what] - few["repository"][what]) / unit
+    before, after = (figures["cases"]["full"] for figures in (few, many))
+    told = {
+        kind: round((after[kind] - before[kind]) / units, 4)
+        for kind in ("seconds", "cpu_seconds", "peak_pss_mb", "peak_rss_mb")
+    }
+    stages, more = _by_stage(before), _by_stage(after)
+    by_stage = {stage: round((more[stage] - stages[stage]) / units, 4) for stage in stages if stage in more}
+    git = (many["repository"]["git_bytes"] - few["repository"]["git_bytes"]) / MB / units
+    return {"per": f"{unit} {what}", **told, "git_mb": round(git, 3), "cpu_seconds_by_stage": by_stage}
 
 
-def _by_stage(few: dict[str, Any], many: dict[str, Any], thousands: float) -> dict[str, float]:
-    before, after = (
-        {one["stage"]: one["cpu_seconds"] for one in figures["cases"]["full"].get("timing", {}).get("stages", [])}
-        for figures in (few, many)
-    )
-    return {stage: round((after[stage] - before[stage]) / thousands, 4) for stage in before if stage in after}
+def _by_stage(full: dict[str, Any]) -> dict[str, float]:
+    return {one["stage"]: one["cpu_seconds"] for one in full.get("timing", {}).get("stages", [])}
 
 
 def _versions() -> dict[str, str]:
