@@ -82,7 +82,7 @@ class _Remembered:
 
 
 def _packed(commit: Commit) -> bytes:
-    """A third of the bytes that the objects take, for this process alone."""
+    """Two fifths of the bytes that the objects take, for this process alone."""
     changes = tuple(
         (change.kind, change.path, change.before_path, change.before, change.after, change.mode)
         for change in commit.changes
