@@ -5,18 +5,16 @@ is converted into loads in a second. One folder per file (its path, size and tim
 renamed into place: what carries the final name is whole.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from backends.errors import ModelNotLoadable
+from backends.locks import locked
 
 MAGIC = b"GGUF"
 
@@ -42,7 +40,7 @@ def converted(file: Path, cache: Path | None = None) -> Path:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_suffix(".lock")):
+    with locked(folder.with_suffix(".lock")):
         if not folder.is_dir():
             _convert_into_place(file, folder)
     return folder
@@ -57,14 +55,6 @@ def _check_magic(file: Path) -> None:
     with file.open("rb") as stream:
         if stream.read(len(MAGIC)) != MAGIC:
             raise ModelNotLoadable(f"{file} is not a GGUF file: it does not begin with the letters GGUF.")
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold an exclusive lock; the operating system releases it should the process die."""
-    with file.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _convert_into_place(file: Path, folder: Path) -> None:

@@ -7,18 +7,25 @@ new at most 1 s, one new commit at most 2 s, at least 5 times the speed of a pee
 `--commits` makes it shorter, and the figures of several lengths are the slope (`slopes` in the results).
 
 The repositories are made by synthetic_repository.py. Every run is a fresh process with a cache folder of the round's
-own, as a user would start it. CPU seconds are those of the process and of all it started and waited for; memory is the
-sum over that tree, read from /proc every 20 ms; a page that two of its processes share counts twice, and the mapped
-pages of git's packs count too, so the figure is on the high side. Where there is no /proc it is the largest process's.
+own, as a user would start it. CPU seconds are those of the process and of all it started and waited for.
+
+Memory is that of the process and all it starts, read from /proc. The bar is held against `peak_pss_mb`: the largest sum
+of proportional sets (a page that two of the processes share counts once), read every 0.1 s. Beside it stands
+`peak_rss_mb`, the largest sum of resident sets, read every 20 ms, in which shared pages count once for each process.
+Both hold the pages of git's packs that are mapped and that the system could take back. Where there is no /proc both are
+the largest process's resident set.
 
 A peer is GitPython (`create_patch`) or PyDriller over every commit that is no merge, then the transformers tokenizer's
 engine over the patches and the files of the newest commit, run by the interpreter that `--peers` names. It filters,
-redacts, splits and packs nothing.
+redacts, splits and packs nothing. It reads all commits, while a dataset takes only so many of them as its shares ask
+for: so it is compared with a build on the same repository that takes all it can (`dataset.commit_share` 0.8), by wall
+and by CPU seconds; what it takes against the usual build is told beside.
 """
 
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -40,11 +47,21 @@ from synthetic_repository import SIZES, append_commits, make, measured
 CASES = ("full", "no-op", "one-commit", "peers")
 TARGETS = {
     "requests": {"full": {"seconds": 6.0}, "no-op": {"seconds": 1.0}, "one-commit": {"seconds": 2.0}},
-    "celery": {"full": {"seconds": 20.0, "peak_mb": 400.0}, "no-op": {"seconds": 1.0}, "one-commit": {"seconds": 2.0}},
+    "celery": {
+        "full": {"seconds": 20.0, "peak_pss_mb": 400.0},
+        "no-op": {"seconds": 1.0},
+        "one-commit": {"seconds": 2.0},
+    },
 }
 RESULTS = Path(__file__).parent / "results" / "dataset.json"
 SAMPLE_SECONDS = 0.02
+#: Asking for proportional sets walks all pages of a process: not as often.
+SAMPLES_PER_PSS = 5
+#: The most that may be commits: nearly all of a history that is long beside its code.
+ALL_COMMITS = ("dataset.commit_share=0.8", "dataset.doc_share=0")
 MB = 1_000_000
+#: How many times as long a peer must take.
+PEER_TIMES = 5
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,8 @@ class Run:
 
     seconds: float
     cpu_seconds: float
-    peak_mb: float
+    peak_pss_mb: float
+    peak_rss_mb: float
     returncode: int
     told: str
 
@@ -92,6 +110,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", help="Folder or name of the model whose tokenizer is used. Default: the demo's.")
     parser.add_argument("--size", choices=SIZES, default="requests")
     parser.add_argument("--commits", type=int, help="Another number of commits than the size has.")
+    parser.add_argument("--made", type=Path, help="The repository of this size and length, made and kept earlier.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES[:3])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="As of repotune dataset.")
@@ -103,11 +122,18 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _shown_command(arguments: Sequence[str]) -> str:
+    """What was typed, places on this machine by their last names."""
+    return " ".join(["python benchmarks/dataset.py", *(Path(one).name if "/" in one else one for one in arguments)])
+
+
 def measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
     """Make the repository, then rounds of every case in turn."""
-    start = time.perf_counter()
-    made = make(place / "repository.git", options.size, commits=options.commits)
-    seconds = time.perf_counter() - start
+    repository = place / "repository.git"
+    if options.made:
+        repository.symlink_to(options.made.resolve())
+    else:
+        make(repository, options.size, commits=options.commits)
     load = os.getloadavg()[0]
     runs: dict[str, list[Run]] = {}
     about: dict[str, dict[str, Any]] = {}
@@ -122,11 +148,14 @@ def measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
     targets = TARGETS.get(options.size, {})
     cases = {case: _summary(taken, targets.get(case, {})) | about[case] for case, taken in runs.items()}
     if "peers" in options.cases:
-        cases["peers"] = _peers(options, place, statistics.median(run.seconds for run in runs["full"]))
+        cases["peers"] = _peers(
+            options, place, sorted(runs["full"], key=lambda run: run.cpu_seconds)[options.rounds // 2]
+        )
     return {
-        "command": "python benchmarks/dataset.py " + " ".join(sys.argv[1:]),
-        "head": made.head,
-        "repository": {**measured(place / "repository.git"), "made_in_seconds": round(seconds, 1)},
+        "command": _shown_command(sys.argv[1:]),
+        "model": Path(options.model).name,
+        "head": _head(repository),
+        "repository": measured(repository),
         "rounds": options.rounds,
         # Seconds are longer on a busy machine; CPU seconds less so.
         "load_average_before": round(load, 2),
@@ -134,6 +163,11 @@ def measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
         "versions": _versions(),
         "machine": f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
+
+
+def _head(repository: Path) -> str:
+    command = ["git", f"--git-dir={repository}", "rev-parse", "refs/heads/main"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 class _Builder:
@@ -148,15 +182,15 @@ class _Builder:
         command = ["git", "clone", "--quiet", "--bare", "--shared", str(original), str(self._repository)]
         subprocess.run(command, check=True)
 
-    def run(self, case: str, *, compare: bool) -> tuple[Run, dict[str, Any]]:
+    def run(self, case: str, *, compare: bool, settings: Sequence[str] = ()) -> tuple[Run, dict[str, Any]]:
         """The figures of one case, and what its dataset says of itself."""
         output = self._place / "dataset"
         notes: dict[str, Any] = {}
         if case == "one-commit":
             append_commits(self._repository, 1)
-        run = self._command(output, "cache")
+        run = self._command(output, "cache", settings)
         if case == "no-op" and run.returncode:
-            notes["note"] = f"into the same folder refused ({run.told.strip()[-200:]}), so into another one"
+            notes["note"] = "into the same folder refused, so into another one"
             run = self._command(self._place / "dataset-again", "cache")
         if run.returncode:
             sys.exit(f"{case}: repotune ended with {run.returncode}: {run.told[-2000:]}")
@@ -167,11 +201,11 @@ class _Builder:
             notes["equals_clean_build"] = _shards(output) == _shards(self._place / "dataset-clean")
         return run, notes
 
-    def _command(self, output: Path, cache: str) -> Run:
+    def _command(self, output: Path, cache: str, settings: Sequence[str] = ()) -> Run:
         program = str(Path(sys.executable).parent / "repotune")
         command = [program, "dataset", "--repo", str(self._repository), "--model", self._options.model]
         command += ["--output", str(output), "--json"]
-        for setting in self._options.set:
+        for setting in (*self._options.set, *settings):
             command += ["--set", setting]
         folder = self._place / cache
         folder.mkdir(exist_ok=True)
@@ -217,8 +251,9 @@ def watched(command: Sequence[str], environment: dict[str, str]) -> Run:
         text = told.read().decode("utf-8", "replace")
     # What the kernel remembers of the largest single process: kilobytes on Linux, bytes on a Mac.
     largest = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    peak = max(watcher.peak, largest)
-    return Run(seconds, usage.ru_utime + usage.ru_stime, peak / MB, process.returncode, text)
+    proportional, resident = watcher.peak_pss or largest, max(watcher.peak_rss, largest)
+    spent = usage.ru_utime + usage.ru_stime
+    return Run(seconds, spent, proportional / MB, resident / MB, process.returncode, text)
 
 
 class _Watcher(threading.Thread):
@@ -228,11 +263,16 @@ class _Watcher(threading.Thread):
         super().__init__(daemon=True)
         self._pid = pid
         self._done = threading.Event()
-        self.peak = 0
+        self.peak_pss = self.peak_rss = 0
 
     def run(self) -> None:
-        while not self._done.wait(SAMPLE_SECONDS):
-            self.peak = max(self.peak, sum(map(_resident, _tree(self._pid))))
+        for turn in itertools.count():
+            if self._done.wait(SAMPLE_SECONDS):
+                return
+            tree = _tree(self._pid)
+            self.peak_rss = max(self.peak_rss, sum(map(_resident, tree)))
+            if turn % SAMPLES_PER_PSS == 0:
+                self.peak_pss = max(self.peak_pss, sum(map(_proportional, tree)))
 
     def stop(self) -> None:
         self._done.set()
@@ -245,9 +285,24 @@ def _tree(pid: int) -> list[int]:
     with contextlib.suppress(OSError, ValueError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text(encoding="ascii").split():
-                found += _tree(int(child))
+                if _memory_of(int(child)) != _memory_of(pid):
+                    found += _tree(int(child))
         found.append(pid)
     return found
+
+
+def _memory_of(pid: int) -> tuple[str, ...] | None:
+    """What tells one address space from another: its size, and where code and stack begin.
+
+    A child that was just made works in its parent's memory until it becomes another program (vfork): what it has is
+    the parent's, and counting it again made a build of 245 MB one of 640 MB.
+    """
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None  # it ended just now
+    fields = told.rpartition(")")[2].split()
+    return fields[20], fields[23], fields[25]
 
 
 def _resident(pid: int) -> int:
@@ -256,6 +311,15 @@ def _resident(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError):
         return 0  # it ended just now
+
+
+def _proportional(pid: int) -> int:
+    """Bytes in memory, a page that n processes share counted as an n-th."""
+    try:
+        told = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    except OSError:
+        return 0  # it ended just now, or the system does not tell
+    return sum(int(line.split()[1]) * 1024 for line in told.splitlines() if line.startswith("Pss:"))
 
 
 # ---- Peers -----------------------------------------------------------------------------------------------------------
@@ -317,20 +381,45 @@ for item in git.Repo(repository).commit("main").tree.traverse():
 }
 
 
-def _peers(options: argparse.Namespace, place: Path, ours: float) -> dict[str, Any]:
+def _peers(options: argparse.Namespace, place: Path, usual: Run) -> dict[str, Any]:
     """Once each: they take long, and their figures vary little beside what they are compared with."""
-    told = {}
+    builder = _Builder(options, place / "repository.git", place / "all-commits")
+    ours, notes = builder.run("full", compare=False, settings=ALL_COMMITS)
+    told: dict[str, Any] = {"ours_all_commits": _costs(ours) | {"splits": notes["splits"]}}
+    ratios = []
     for name in options.peer:
         script = _TOKENISE + PEERS[name] + _END
-        command = [options.peers, "-c", script, str(place / "repository.git"), options.model, str(place / "peer.ids")]
+        tokenizer = str(_tokenizer_folder(options.model))
+        command = [options.peers, "-c", script, str(place / "repository.git"), tokenizer, str(place / "peer.ids")]
         run = watched(command, {**os.environ})
         if run.returncode:
-            told[name] = {"note": f"not measured: {run.told.strip()[-300:]}"}
+            told[name] = {"note": f"not measured: {_last_line(run.told)}"}
             continue
-        told[name] = {key: round(getattr(run, key), 1) for key in ("seconds", "cpu_seconds", "peak_mb")}
-        told[name] |= {"times_ours": round(run.seconds / ours, 1), **json.loads(run.told.strip().splitlines()[-1])}
-    speeds = [peer["times_ours"] for peer in told.values() if "times_ours" in peer]
-    return {**told, "met": bool(speeds) and min(speeds) >= 5}
+        same, default = _times(run, ours), _times(run, usual)
+        told[name] = _costs(run) | {"times_ours": same, "times_usual_build": default}
+        told[name] |= json.loads(run.told.strip().splitlines()[-1])
+        ratios += same.values()
+    return {**told, "met": bool(ratios) and min(ratios) >= PEER_TIMES}
+
+
+def _costs(run: Run) -> dict[str, float]:
+    return {key: round(getattr(run, key), 1) for key in ("seconds", "cpu_seconds", "peak_pss_mb", "peak_rss_mb")}
+
+
+def _times(peer: Run, ours: Run) -> dict[str, float]:
+    """How many times as long a peer takes, by wall and by CPU seconds."""
+    return {kind: round(getattr(peer, kind) / getattr(ours, kind), 2) for kind in ("seconds", "cpu_seconds")}
+
+
+def _last_line(told: str) -> str:
+    return told.strip().splitlines()[-1][:300] if told.strip() else "it said nothing"
+
+
+def _tokenizer_folder(model: str) -> Path:
+    """The folder with the model's tokenizer.json, whichever way the model is named."""
+    from backends.models import tokenizer_folder
+
+    return tokenizer_folder(model)
 
 
 # ---- Figures ---------------------------------------------------------------------------------------------------------
@@ -342,29 +431,49 @@ def _summary(runs: Sequence[Run], target: dict[str, float]) -> dict[str, Any]:
         "seconds_min": round(min(run.seconds for run in runs), 2),
         "seconds_max": round(max(run.seconds for run in runs), 2),
         "cpu_seconds": round(statistics.median(run.cpu_seconds for run in runs), 2),
-        "peak_mb": round(max(run.peak_mb for run in runs), 1),
+        "peak_pss_mb": round(max(run.peak_pss_mb for run in runs), 1),
+        "peak_rss_mb": round(max(run.peak_rss_mb for run in runs), 1),
     }
     if target:
         figures["met"] = all(figures[key] <= limit for key, limit in target.items())
     return figures
 
 
-def slopes(sizes: dict[str, Any]) -> dict[str, float] | None:
-    """Seconds and bytes that 1,000 more commits cost, from the shortest and the longest `huge` history measured."""
+def slopes(sizes: dict[str, Any]) -> dict[str, Any]:
+    """What 1,000 more commits cost, between each two `huge` histories, and what a megabyte more of files (`wide`)."""
     lengths = [figures for name, figures in sizes.items() if name.startswith("huge")]
     lengths.sort(key=lambda figures: figures["repository"]["commits"])
-    huge = [(figures["repository"]["commits"], figures["cases"]["full"]) for figures in lengths]
-    if len(huge) < 2:
-        return None
-    (few, first), (many, last) = huge[0], huge[-1]
-    thousands = (many - few) / 1000
-    return {
-        "from_commits": few,
-        "to_commits": many,
-        "seconds_per_1000_commits": round((last["seconds"] - first["seconds"]) / thousands, 4),
-        "cpu_seconds_per_1000_commits": round((last["cpu_seconds"] - first["cpu_seconds"]) / thousands, 4),
-        "peak_mb_per_1000_commits": round((last["peak_mb"] - first["peak_mb"]) / thousands, 4),
+    pairs = [*itertools.pairwise(lengths), *([(lengths[0], lengths[-1])] if len(lengths) > 2 else [])]
+    found = {_span(few, many): _slope(few, many, "commits", 1000) for few, many in pairs}
+    wide = sizes.get("wide")
+    narrow = next((one for one in lengths if wide and _commits(one) == _commits(wide)), None)
+    return found | ({"of the files' bytes": _slope(narrow, wide, "head_bytes", MB)} if narrow and wide else {})
+
+
+def _commits(figures: dict[str, Any]) -> int:
+    return int(figures["repository"]["commits"])
+
+
+def _span(few: dict[str, Any], many: dict[str, Any]) -> str:
+    return f"{_commits(few)} to {_commits(many)} commits"
+
+
+def _slope(few: dict[str, Any], many: dict[str, Any], what: str, unit: int) -> dict[str, Any]:
+    """What one more `unit` of `what` costs."""
+    units = (many["repository"][what] - few["repository"][what]) / unit
+    before, after = (figures["cases"]["full"] for figures in (few, many))
+    told = {
+        kind: round((after[kind] - before[kind]) / units, 4)
+        for kind in ("seconds", "cpu_seconds", "peak_pss_mb", "peak_rss_mb")
     }
+    stages, more = _by_stage(before), _by_stage(after)
+    by_stage = {stage: round((more[stage] - stages[stage]) / units, 4) for stage in stages if stage in more}
+    git = (many["repository"]["git_bytes"] - few["repository"]["git_bytes"]) / MB / units
+    return {"per": f"{unit} {what}", **told, "git_mb": round(git, 3), "cpu_seconds_by_stage": by_stage}
+
+
+def _by_stage(full: dict[str, Any]) -> dict[str, float]:
+    return {one["stage"]: one["cpu_seconds"] for one in full.get("timing", {}).get("stages", [])}
 
 
 def _versions() -> dict[str, str]:

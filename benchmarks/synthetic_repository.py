@@ -78,6 +78,16 @@ SIZES = {
         versions=260_000,
         tags=500,
     ),
+    # As `huge` with 50,000 commits, and twice the files and their text: what bytes cost without commits.
+    "wide": Profile(
+        commits=50_000,
+        merges=0.08,
+        files=6_000,
+        text_bytes=24_000_000,
+        binary_bytes=500_000,
+        versions=65_000,
+        tags=500,
+    ),
 }
 
 

@@ -1,7 +1,6 @@
 """Repositories behind URLs as this machine keeps them: a later build fetches only what is new."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -9,10 +8,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from backends.locks import locked
 from jobs.repository import RepositoryError, fetch_into, fetch_url, has_commit
 
 #: One that nobody asked for so long goes.
 KEPT_SECONDS = 60 * 86_400
+_LOCK, _GONE = ".lock", ".gone"
 
 
 def place_of(url: str, folder: Path) -> Path:
@@ -34,33 +35,45 @@ def mirrored(url: str, commit: str, folder: Path, since: str | None = None) -> P
         RepositoryError: the URL does not answer, has no such commit, or the folder cannot be written.
     """
     place = place_of(url, folder)
-    with _locked(place):
+    with _fetching(place):
         if not place.is_dir():
             fetch_url(url, commit, place, since)
         elif not all(has_commit(place, wanted) for wanted in (commit, since) if wanted):
             fetch_into(place, url, commit, since)
+        # Under the lock: who forgets looks again once it has it, so that what was asked for just now stays.
         os.utime(place)
     _forget_old(folder)
     return place
 
 
 @contextlib.contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    """Let one build at a time fetch into it; a killed one lets go by itself."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(place.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise RepositoryError(f"{place.parent} cannot be written ({error.strerror or error}).") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+def _fetching(place: Path) -> Iterator[None]:
+    """Let one build at a time fetch into it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            stack.enter_context(locked(place.with_suffix(_LOCK)))
+        except OSError as error:
+            raise RepositoryError(f"{place.parent} cannot be written ({error.strerror or error}).") from error
         yield
-    finally:
-        os.close(handle)
 
 
 def _forget_old(folder: Path) -> None:
+    """Remove what is old; one that somebody fetches into now is not."""
     for place in folder.glob("*.git"):
         with contextlib.suppress(OSError):
-            if time.time() - place.stat().st_mtime > KEPT_SECONDS:
-                shutil.rmtree(place, ignore_errors=True)
+            if _is_old(place):
+                _forget(place)
+    for gone in folder.glob(f"*{_GONE}"):
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _forget(place: Path) -> None:
+    with locked(place.with_suffix(_LOCK), wait=False) as held:
+        if held and _is_old(place):
+            # Another name first: a removal that is killed half-way leaves nothing that looks like a repository.
+            place.replace(place.with_suffix(_GONE))
+
+
+def _is_old(place: Path) -> bool:
+    return time.time() - place.stat().st_mtime > KEPT_SECONDS

@@ -2,12 +2,13 @@
 
 import os
 import subprocess
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.dataset.attributes import Attributes
+from jobs.dataset.attributes import MOST_RULES, Attributes
 from jobs.dataset.files import Reason
 
 
@@ -120,3 +121,40 @@ def test_a_pattern_of_many_stars_takes_no_long_time():
     line = b"*a" * 40 + b"b linguist-vendored"
     assert told(line, b"a" * 4000) is None
     assert told(b"**/a/" * 40 + b"b linguist-vendored", b"a/" * 1000 + b"c") is None
+
+
+def test_a_million_rules_take_little_time_and_those_that_are_not_heeded_are_told():
+    rules = b"".join(b"%d*%d?[a-f%d]**/x linguist-generated\n" % (number, number, number) for number in range(25_000))
+    start = time.process_time()
+    attributes = Attributes.parse([(b"d%d" % folder, rules) for folder in range(40)])
+    assert attributes.flag(b"d0/" + b"0/" * 2000 + b"x") is None
+    assert time.process_time() - start < 10
+    assert attributes.note.startswith(f"Of .gitattributes {MOST_RULES} rules are heeded; ")
+    assert "more files" in attributes.note
+
+
+def test_rules_of_other_attributes_are_not_counted():
+    lines = b"*.bin filter=lfs\n" * 20_000 + b"*.c linguist-generated\n"
+    attributes = Attributes.parse([(b"", lines)])
+    assert attributes.flag(b"a.c") is Reason.GENERATED
+    assert attributes.note == ""
+
+
+def test_the_rules_of_the_highest_folders_are_heeded_first():
+    lines = b"".join(b"%d.c linguist-vendored\n" % number for number in range(MOST_RULES))
+    attributes = Attributes.parse([(b"a/deep", lines), (b"", b"*.h linguist-generated\n")])
+    assert attributes.flag(b"a/deep/x.h") is Reason.GENERATED
+    assert attributes.flag(b"a/deep/0.c") is Reason.VENDORED
+    assert attributes.flag(b"a/deep/%d.c" % (MOST_RULES - 1)) is None
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [b"*a" * 120, b"**/a/" * 50 + b"*", b"**/*a*" * 40, b"a?" * 120, b"**/?*/" * 40, b"*[!b]" * 50, b"**/" * 80 + b"b"],
+)
+@pytest.mark.parametrize("path", [b"a" * 4000, b"a/" * 2000 + b"a", b"aa/" * 1300, b"a" * 2000 + b"/" + b"a" * 2000])
+def test_no_pattern_takes_long_on_any_path(pattern, path):
+    attributes = Attributes.parse([(b"", pattern + b"c linguist-generated\n")])
+    start = time.process_time()
+    attributes.flag(path)
+    assert time.process_time() - start < 0.5

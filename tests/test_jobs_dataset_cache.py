@@ -1,5 +1,6 @@
 """What was worked out is found again, and a cache that is lost, damaged or full costs nothing but time."""
 
+import os
 import sqlite3
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_a_damaged_entry_is_as_good_as_none(tmp_path):
     with Cache(tmp_path) as cache:
         cache.put(key("stage"), entry())
     with sqlite3.connect(next(tmp_path.glob("*.sqlite"))) as connection:
-        connection.execute("UPDATE entries SET value = ?", (b"rubbish",))
+        connection.execute("UPDATE contents SET value = ?", (b"rubbish",))
     connection.close()
     with Cache(tmp_path) as cache:
         assert cache.get(key("stage")) is None
@@ -90,7 +91,7 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path, limit):
     with Cache(tmp_path) as cache:
         cache.put(key("old"), entry(20_000))
     with sqlite3.connect(next(tmp_path.glob("*.sqlite"))) as connection:
-        connection.execute("UPDATE entries SET day = 1")
+        connection.execute("UPDATE entries SET used = 1")
     connection.close()
     with Cache(tmp_path, limit_bytes=limit) as cache:
         cache.put(key("new"), entry())
@@ -104,3 +105,77 @@ def test_two_builds_share_the_file(tmp_path):
         one.close()
         other.put(key("other"), entry(2))
         assert other.get(key("one")).facts == {"number": 1}
+
+
+def test_within_one_build_the_oldest_entries_make_room_and_the_file_stays_bounded(tmp_path):
+    limit = 4 << 20
+    with Cache(tmp_path, limit_bytes=limit) as cache:
+        for number in range(3000):
+            cache.put(key("stage", number), Entry({}, {"ids": np.zeros(5000, np.uint8)}))
+    with Cache(tmp_path) as cache:
+        kept = [number for number in range(3000) if cache.has(key("stage", number))]
+    assert kept == list(range(3000 - len(kept), 3000))
+    assert limit // 4 < len(kept) * 5000 < limit
+    assert next(tmp_path.glob("*.sqlite")).stat().st_size < 2 * limit
+
+
+def test_what_is_used_again_stays_before_what_is_newer(tmp_path):
+    big = Entry({}, {"ids": np.zeros(400_000, np.uint8)})
+    with Cache(tmp_path) as cache:
+        cache.put(key("used"), big)
+        cache.put(key("unused"), big)
+    with sqlite3.connect(next(tmp_path.glob("*.sqlite"))) as connection:
+        connection.execute("UPDATE entries SET used = 1")
+    connection.close()
+    with Cache(tmp_path, limit_bytes=1_200_000) as cache:
+        assert cache.get(key("used")) is not None
+        cache.put(key("new"), big)
+    with Cache(tmp_path) as cache:
+        assert [cache.has(key(name)) for name in ("used", "unused", "new")] == [True, False, True]
+
+
+def test_on_a_full_disk_a_build_goes_on_and_what_was_kept_stays(tmp_path):
+    with Cache(tmp_path) as cache:
+        cache.put(key("old"), entry())
+    with Cache(tmp_path) as cache:
+        cache._connection.execute("PRAGMA max_page_count = 1")
+        for number in range(1000):
+            cache.put(key("stage", number), entry(1000))
+        assert cache.get(key("stage", 1)) is None
+    with Cache(tmp_path) as cache:
+        assert cache.get(key("old")) is not None
+
+
+def test_while_another_build_writes_for_long_a_build_goes_on_without(tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs.dataset.cache._PATIENCE", 0.01)
+    with Cache(tmp_path) as cache:
+        cache.put(key("old"), entry())
+    with sqlite3.connect(next(tmp_path.glob("*.sqlite"))) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with Cache(tmp_path) as cache:
+            cache.put(key("stage"), entry())
+            assert cache.get(key("old")) is None
+    other.close()
+    with Cache(tmp_path) as cache:
+        assert cache.get(key("old")) is not None
+
+
+def test_a_cache_that_may_not_be_written_is_left_alone(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everything")
+    with Cache(tmp_path) as cache:
+        cache.put(key("old"), entry())
+    tmp_path.chmod(0o500)
+    with Cache(tmp_path) as cache:
+        cache.put(key("stage"), entry())
+    tmp_path.chmod(0o700)
+    with Cache(tmp_path) as cache:
+        assert cache.get(key("old")) is not None
+
+
+def test_the_files_of_an_earlier_layout_go(tmp_path):
+    (tmp_path / "dataset-2.sqlite-wal").touch()
+    (tmp_path / "dataset-2.sqlite").touch()
+    with Cache(tmp_path) as cache:
+        cache.put(key("stage"), entry())
+    assert not list(tmp_path.glob("dataset-2*"))

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -192,3 +193,27 @@ def test_the_engine_that_is_installed_passes_its_own_check(backend):
     engine = open_engine(backend)
     assert np.array_equal(engine.encode(list(PROBES)).ids, Reference(backend).encode(list(PROBES)).ids)
     assert engine.name.startswith("fastokens ")
+
+
+def test_what_is_expected_is_opened_once_beside_other_work_and_does_not_change_the_ids(backend):
+    threads = []
+    engine = open_engine(backend, lambda backend: threads.append(threading.current_thread()) or Lookalike(backend))
+    engine.expect(3)
+    assert not threads
+    engine.expect(10**6)
+    engine.expect(10**6)
+    assert ids_of(engine, ["a = 1\n"] * 3) == ids_of(Reference(backend), ["a = 1\n"] * 3)
+    assert engine.name == "lookalike 1.0"
+    engine.expect(10**6)
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
+
+
+def test_an_engine_that_breaks_while_it_is_opened_beside_other_work_is_told_of(backend):
+    def broken(backend):
+        raise Panic("no such tokenizer")
+
+    engine = open_engine(backend, broken)
+    engine.expect(10**6)
+    assert ids_of(engine, ["a = 1\n"]) == ids_of(Reference(backend), ["a = 1\n"])
+    assert "does not read this tokenizer (Panic)" in engine.note

@@ -1,11 +1,13 @@
 """A repository behind a URL is fetched once, and then only what is new of it."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 
 import pytest
 
+from backends.locks import locked
 from jobs.mirror import KEPT_SECONDS, mirrored
 from jobs.repository import RepositoryError, has_commit, resolve
 
@@ -86,3 +88,36 @@ def test_the_start_of_a_range_is_fetched_into_what_is_there(remote, tmp_path):
     span = resolve(url, "main..feature")
     assert not has_commit(mirrored(url, span.commit, tmp_path / "mirrors"), span.since)
     assert has_commit(mirrored(url, span.commit, tmp_path / "mirrors", span.since), span.since)
+
+
+def test_one_that_is_being_fetched_into_stays_however_old(remote, tmp_path):
+    commit = resolve(str(remote)).commit
+    place = mirrored(f"file://{remote}", commit, tmp_path / "mirrors")
+    os.utime(place, (0, place.stat().st_mtime - KEPT_SECONDS - 9))
+    with locked(place.with_suffix(".lock")):
+        mirrored(f"file://{remote}/.git", commit, tmp_path / "mirrors")
+        assert has_commit(place, commit)
+
+
+def test_what_was_asked_for_while_another_waited_to_remove_it_stays(remote, tmp_path, monkeypatch):
+    commit = resolve(str(remote)).commit
+    place = mirrored(f"file://{remote}", commit, tmp_path / "mirrors")
+    os.utime(place, (0, place.stat().st_mtime - KEPT_SECONDS - 9))
+
+    @contextlib.contextmanager
+    def after_another_build(file, *, wait=True):
+        if not wait:
+            os.utime(place)
+        yield True
+
+    monkeypatch.setattr("jobs.mirror.locked", after_another_build)
+    mirrored(f"file://{remote}/.git", commit, tmp_path / "mirrors")
+    assert has_commit(place, commit)
+
+
+def test_what_a_killed_removal_left_is_no_repository_and_goes(remote, tmp_path):
+    left = tmp_path / "mirrors" / "0123.gone"
+    left.mkdir(parents=True)
+    (left / "HEAD").touch()
+    mirrored(f"file://{remote}", resolve(str(remote)).commit, tmp_path / "mirrors")
+    assert not left.exists()

@@ -20,6 +20,9 @@ _KNOWN = frozenset({_GENERATED, _VENDORED, _DOCUMENTATION})
 _REASONS = ((_VENDORED, Reason.VENDORED), (_GENERATED, Reason.GENERATED))
 #: git itself leaves out longer lines (attr.h, ATTR_MAX_LINE_LENGTH).
 _MAX_LINE = 2048
+#: What is heeded of one commit: every path of a history is held against every rule.
+MOST_RULES, MOST_BYTES = 1000, 8 << 20
+_MAX_PATTERN = 256
 _TRUE, _FALSE = frozenset({b"true", b"1", b"yes"}), frozenset({b"false", b"0", b"no"})
 
 #: What a line says of an attribute: holds, does not hold, or not said after all (`!name`).
@@ -37,11 +40,13 @@ class _Rule:
 class Attributes:
     """The rules of every `.gitattributes` of a commit."""
 
-    def __init__(self, rules: dict[bytes, tuple[_Rule, ...]], key: str = "") -> None:
+    def __init__(self, rules: dict[bytes, tuple[_Rule, ...]], key: str = "", note: str = "") -> None:
         #: Folder -> its rules, the strongest first.
         self._rules = rules
         #: The same for the same files.
         self.key = key
+        #: A sentence, where there is more than is heeded.
+        self.note = note
 
     @classmethod
     def parse(cls, files: Iterable[tuple[bytes, bytes]]) -> Self:
@@ -50,11 +55,15 @@ class Attributes:
         Args:
             files: the folder that holds each, `b""` for the top, and its content. A line that is none is left out.
         """
-        by_folder = dict(files)
+        by_folder, unread = _bounded(files)
         macros = _macros(by_folder.get(b"", b""))
-        rules = {folder.strip(b"/"): tuple(_rules(content, macros))[::-1] for folder, content in by_folder.items()}
-        key = hashlib.sha256(repr(sorted(by_folder.items())).encode()).hexdigest()
-        return cls({folder: found for folder, found in rules.items() if found}, key)
+        reading = _Reading(macros)
+        # The highest folders first: their rules say something of most files.
+        rules = {folder: reading.rules(by_folder[folder]) for folder in sorted(by_folder, key=_depth)}
+        digest = hashlib.sha256(repr(sorted(by_folder.items())).encode())
+        return cls(
+            {folder: found for folder, found in rules.items() if found}, digest.hexdigest(), reading.note(unread)
+        )
 
     def flag(self, path: bytes) -> Reason | None:
         """Why a file is not learned, by what the repository says of it."""
@@ -80,6 +89,23 @@ class Attributes:
                 if rule.pattern.fullmatch(name if rule.name_only else below):
                     said = {**rule.says, **said}
         return said
+
+
+def _bounded(files: Iterable[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], int]:
+    """Folders and contents as far as they fit, and how many files do not."""
+    taken: dict[bytes, bytes] = {}
+    left, unread = MOST_BYTES, 0
+    for folder, content in files:
+        left -= len(content)
+        if left >= 0:
+            taken[folder.strip(b"/")] = content
+        else:
+            unread += 1
+    return taken, unread
+
+
+def _depth(folder: bytes) -> tuple[int, bytes]:
+    return folder.count(b"/") + bool(folder), folder
 
 
 def _folders(path: bytes) -> Iterator[bytes]:
@@ -133,13 +159,37 @@ def _macros(content: bytes) -> dict[bytes, _Says]:
     return macros
 
 
-def _rules(content: bytes, macros: dict[bytes, _Says]) -> Iterator[_Rule]:
-    for pattern, attributes in _lines(content):
-        # A pattern that ends in a slash names a folder, one that starts with ! is forbidden: neither matches a file.
-        if pattern.startswith((_MACRO, b"!")) or pattern.endswith(b"/"):
-            continue
-        if says := _meaning(attributes, macros):
-            yield _Rule(_compiled(pattern), b"/" not in pattern, says)
+class _Reading:
+    """Reads rules until there are enough of them, and counts the others."""
+
+    def __init__(self, macros: dict[bytes, _Says]) -> None:
+        self._macros = macros
+        self._taken = self._left_out = 0
+
+    def rules(self, content: bytes) -> tuple[_Rule, ...]:
+        """The rules of one file, the strongest first."""
+        found = []
+        for pattern, attributes in _lines(content):
+            # One that ends in a slash names a folder, one that starts with ! is forbidden: neither matches a file.
+            if pattern.startswith((_MACRO, b"!")) or pattern.endswith(b"/"):
+                continue
+            if says := _meaning(attributes, self._macros):
+                if self._taken == MOST_RULES or len(pattern) > _MAX_PATTERN:
+                    self._left_out += 1
+                    continue
+                self._taken += 1
+                found.append(_Rule(_compiled(pattern), b"/" not in pattern, says))
+        return tuple(reversed(found))
+
+    def note(self, unread: int) -> str:
+        """What of the repository's files is not heeded; empty where all is."""
+        if not (self._left_out or unread):
+            return ""
+        files = f", nor {unread} more files of them" if unread else ""
+        return (
+            f"Of .gitattributes {self._taken} rules are heeded; {self._left_out} more are not{files} "
+            f"(at most {MOST_RULES} rules of {_MAX_PATTERN} bytes, and {MOST_BYTES >> 20} MiB)."
+        )
 
 
 def _meaning(attributes: list[bytes], macros: dict[bytes, _Says]) -> _Says:

@@ -142,6 +142,7 @@ def _find(job: _Job) -> Findings:
     """Everything up to packed rows."""
     stages, section = job.tools.stages, job.section
     surveys = _surveys(job)
+    job.tools.vocabulary.expect(sum(file.size for survey in surveys for file in survey.files))
     learned = [Learned(section, survey.attributes) for survey in surveys]
     histories = [_history(job, origin, one) for origin, one in zip(job.origins, learned, strict=True)]
     all_ = members(job.origins, surveys, histories)

@@ -5,9 +5,11 @@ the choice spreads over the whole history, and one more commit moves no other.
 """
 
 import heapq
+import marshal
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from jobs.dataset.attributes import Attributes
@@ -19,13 +21,78 @@ from jobs.repository import TreeEntry
 from jobs.spec import DatasetSection
 from jobs.stages import Stages
 
-#: Commits that are remembered while a history streams by: those with the smallest lots.
+#: Commits that are remembered while a history streams by, and the bytes that they may take together: as many of those
+#: with the smallest lots as fit both. A commit takes some 600 bytes, one of 64 files or a long message many times that.
 REMEMBERED = 50_000
+REMEMBERED_BYTES = 64 << 20
+#: What Python needs to hold one of them, beside its content.
+_HOLDING_BYTES = 176
 #: A commit that changes more files is a sweep (a rename, a licence header, a formatter), and teaches little.
 MOST_FILES = 64
 #: Files of one commit that are shown, in the order of their paths.
 SHOWN_FILES = 8
+#: Names whose judgement is remembered while a history is read.
+_NAMES = 1 << 14
 _LINKS = (SYMLINK, SUBMODULE)
+
+
+class Candidates:
+    """Commits in few bytes, each made whole when it is asked for: many are remembered, and few are looked at."""
+
+    def __init__(self, packed: list[bytes]) -> None:
+        self._packed = packed
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    def __iter__(self) -> Iterator[Commit]:
+        return map(_unpacked, self._packed)
+
+    def where(self, holds: Callable[[Commit], bool]) -> "Candidates":
+        """Those of which something holds, in their order."""
+        return Candidates([packed for packed in self._packed if holds(_unpacked(packed))])
+
+
+class _Remembered:
+    """The commits with the smallest lots, as many as fit; the same ones in whatever order they come."""
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most = most
+        self._left = most_bytes
+        #: The largest lot on top.
+        self._heap: list[tuple[int, bytes]] = []
+        #: No lot from here on fits. Without it a small commit would slip in behind a large one that did not.
+        self._end = 1 << 64
+
+    def add(self, lot_: int, commit: Commit) -> None:
+        """Remember a commit, in the place of others if need be."""
+        if lot_ >= self._end:
+            return
+        packed = _packed(commit)
+        heapq.heappush(self._heap, (-lot_, packed))
+        self._left -= len(packed) + _HOLDING_BYTES
+        while len(self._heap) > self._most or self._left < 0:
+            largest, packed = heapq.heappop(self._heap)
+            self._left += len(packed) + _HOLDING_BYTES
+            self._end = -largest
+
+    def candidates(self) -> Candidates:
+        """They, in the order of their lots."""
+        return Candidates([packed for _, packed in sorted(self._heap, reverse=True)])
+
+
+def _packed(commit: Commit) -> bytes:
+    """Two fifths of the bytes that the objects take, for this process alone."""
+    changes = tuple(
+        (change.kind, change.path, change.before_path, change.before, change.after, change.mode)
+        for change in commit.changes
+    )
+    return marshal.dumps((commit.id, commit.parents, commit.when, commit.message, changes))
+
+
+def _unpacked(packed: bytes) -> Commit:
+    name, parents, when, message, changes = marshal.loads(packed)  # noqa: S302 - made by `_packed`, in this process
+    return Commit(name, parents, when, message, tuple(Change(*change) for change in changes))
 
 
 @dataclass(frozen=True)
@@ -39,7 +106,7 @@ class History:
     eligible: int
     lineages: Lineages
     #: Those that may be learned, in the order of their lots.
-    candidates: list[Commit]
+    candidates: "Candidates"
     #: Why the others are not.
     reasons: Counter[str]
 
@@ -70,7 +137,7 @@ def read_candidates(
     stages.start("history", f"Reading the history of {tip[:12]}.")
     lineages = Lineages()
     reasons: Counter[str] = Counter()
-    heap: list[tuple[int, str, Commit]] = []
+    remembered = _Remembered(REMEMBERED, REMEMBERED_BYTES)
     total = merges = eligible = 0
     for commit in read_history(git_dir, tip, since):
         stages.check()
@@ -86,10 +153,8 @@ def read_candidates(
             reasons[reason] += 1
             continue
         eligible += 1
-        item = (-lot(seed, commit.id), commit.id, commit)
-        heapq.heappush(heap, item) if len(heap) < REMEMBERED else heapq.heappushpop(heap, item)
-    candidates = [commit for _, _, commit in sorted(heap, reverse=True)]
-    return History(total, merges, eligible, lineages, candidates, reasons)
+        remembered.add(lot(seed, commit.id), commit)
+    return History(total, merges, eligible, lineages, remembered.candidates(), reasons)
 
 
 class Learned:
@@ -97,6 +162,8 @@ class Learned:
 
     def __init__(self, section: DatasetSection, attributes: Attributes) -> None:
         self._reason_of = path_filter(section, attributes.says)
+        # A history names the same files over and over.
+        self._is_learned = lru_cache(_NAMES)(self._by_name)
 
     def reason(self, commit: Commit) -> str | None:
         """Why a commit is not learned, told by its message and the names of its files."""
@@ -116,21 +183,19 @@ class Learned:
         # A file that was a link before would show where that led.
         if change.mode in _LINKS or change.kind == "T" or change.before == change.after:
             return False
-        blob = change.after or change.before or ""
         # Both names must be learned: the text before is shown, too.
-        entries = [TreeEntry(mode=change.mode, blob=blob, size=1, path=path) for path in _names(change)]
-        return all(self._reason_of(entry) is None for entry in entries)
+        return all(self._is_learned(path, change.mode) for path in _names(change))
+
+    def _by_name(self, path: bytes, mode: str) -> bool:
+        return self._reason_of(TreeEntry(mode=mode, blob="", size=1, path=path)) is None
 
 
 def _names(change: Change) -> set[bytes]:
     return {change.path, change.before_path}
 
 
-def apart_from(
-    candidates: list[Commit], lineage: Callable[[bytes], bytes], held_out: Collection[bytes]
-) -> Iterator[Commit]:
+def apart_from(candidates: Candidates, lineage: Callable[[bytes], bytes], held_out: Collection[bytes]) -> Candidates:
     """The candidates that touch no file of the held-out lineages, in their order; `lineage` tells that of a path."""
-    for commit in candidates:
-        touched = {path for change in commit.changes for path in _names(change)}
-        if not any(lineage(path) in held_out for path in touched):
-            yield commit
+    return candidates.where(
+        lambda commit: not any(lineage(path) in held_out for change in commit.changes for path in _names(change))
+    )

@@ -9,6 +9,7 @@ good, and a note says so.
 
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from importlib import metadata
 from typing import Any, NamedTuple, Protocol
@@ -67,6 +68,9 @@ class Engine(Protocol):
     def note(self) -> str | None:
         """What people should know of it, in a sentence."""
 
+    def expect(self, characters: int) -> None:
+        """Be told that so many characters are to come: time for what is worth it for many only."""
+
     def encode(self, texts: Sequence[str]) -> Encoded:
         """The ids of every text."""
 
@@ -79,6 +83,9 @@ class Reference:
     def __init__(self, backend: Any) -> None:
         self._backend = backend
         self.name = f"tokenizers {metadata.version('tokenizers')}"
+
+    def expect(self, characters: int) -> None:
+        """It is open."""
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """The ids of every text."""
@@ -102,6 +109,9 @@ class Fastokens:
         self._tokenizer = Tokenizer.from_json_str(backend.to_str())
         self.name = f"fastokens {metadata.version('fastokens')}"
 
+    def expect(self, characters: int) -> None:
+        """It is open."""
+
     def encode(self, texts: Sequence[str]) -> Encoded:
         """The ids of every text."""
         ids, starts = self._tokenizer.encode_batch_flat(list(texts), add_special_tokens=False)
@@ -115,6 +125,7 @@ class Checked:
         self._reference = reference
         self._open_fast: Callable[[], Engine] | None = open_fast
         self._fast: Engine | None = None
+        self._opening: Future[Engine] | None = None
         self._first: list[str] = []
         self._left = FIRST_CHARACTERS
         self.note: str | None = None
@@ -123,6 +134,17 @@ class Checked:
     def name(self) -> str:
         """Of the engine that is at work now."""
         return (self._fast or self._reference).name
+
+    def expect(self, characters: int) -> None:
+        """Open the fast engine beside what the caller does next, if so many characters need it.
+
+        It takes half a second of one processor, and Python is not held up meanwhile.
+        """
+        if self._open_fast is None or self._opening is not None or characters <= FIRST_CHARACTERS:
+            return
+        opener = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        self._opening = opener.submit(self._open_fast)
+        opener.shutdown(wait=False)
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """The ids of every text."""
@@ -148,7 +170,7 @@ class Checked:
         open_fast, self._open_fast = self._open_fast, None
         assert open_fast is not None  # noqa: S101 - asked once
         try:
-            self._fast = open_fast()
+            self._fast = self._opening.result() if self._opening else open_fast()
         except ImportError:
             self.note = f"fastokens is not installed, so {self._reference.name} does its work: several times as slow."
         except (KeyboardInterrupt, SystemExit):
@@ -160,7 +182,7 @@ class Checked:
         encoded = self._attempt(texts)
         if encoded is not None:
             self._agrees(texts, encoded, range(len(texts)))
-        self._first = []
+        self._first, self._opening = [], None
 
     def _attempt(self, texts: Sequence[str]) -> Encoded | None:
         """What the fast engine says; nothing where it is no longer asked or breaks."""

@@ -168,7 +168,7 @@ class Teller:
         stages, history = self._tools.stages, self.member.history
         stages.start("commits", f"Choosing among {len(history.candidates)} commits.")
         chronicler = self._chronicler()
-        apart = list(apart_from(history.candidates, self.member.lineage, held_out))
+        apart = apart_from(history.candidates, self.member.lineage, held_out)
         chronicler.reasons["touches a held-out file"] += len(history.candidates) - len(apart)
         chosen: list[Told] = []
         count = 0

@@ -24,6 +24,11 @@ class RememberedVocabulary(Vocabulary):
         #: What ids hang on beside the tokenizer's files.
         self.libraries = json.dumps(versions(), sort_keys=True)
 
+    def expect(self, characters: int) -> None:
+        """As the vocabulary; nothing where the cache knew most so far, and so will know most ids."""
+        if self._cache.hits < self._cache.misses:
+            super().expect(characters)
+
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of every text; only those that no build has seen are tokenised."""
         keys = [
@@ -43,9 +48,6 @@ class RememberedVocabulary(Vocabulary):
             if one is not None and self.note is None:
                 self._cache.put(one, Entry({}, {"ids": found[-1].astype(np.uint32)}))
         return found
-
-    def _key(self, text: str) -> bytes | None:
-        return key(_STAGE, self.sha256, self.libraries, text) if len(text) >= _FEWEST_CHARACTERS else None
 
     def decode(self, ids: NDArray[np.uint32]) -> str:
         """The text of ids, special tokens spelled out."""

@@ -20,8 +20,11 @@ from jobs.spec import DatasetSection
 from jobs.stages import Stages
 
 #: Bytes of candidate files up to which every shingle of theirs is held in memory; beyond, one in `_THIN`.
-_ALL_SHINGLES = 256 << 20
+_ALL_SHINGLES = 64 << 20
 _THIN = 16
+#: Fewer hashes of a text tell nothing of what others share with it (`jobs.dataset.postings`); how many of a small one
+#: are held instead, so that no commit gives it away.
+_TELLING, LEAST_GUARDED = 16, 64
 _ATTRIBUTES = b".gitattributes"
 
 
@@ -100,7 +103,7 @@ def survey_files(
     entries = list(repository.list_files(git_dir, commit))
     attributes = read_attributes(git_dir, entries)
     candidates, drops = _by_name(entries, section, attributes, reader, stages)
-    stages.start("read", f"Reading {len(candidates)} files.")
+    stages.start("read", f"Reading {len(candidates)} files. {attributes.note}".rstrip())
     thin = sum(entry.size for entry, *_ in candidates) > _ALL_SHINGLES
     survey = Survey([], drops, attributes, [], [], [], thin=_THIN if thin else 1)
     first: dict[tuple[object, ...], tuple[str, str]] = {}
@@ -138,7 +141,7 @@ def read_attributes(git_dir: Path, entries: Sequence[TreeEntry]) -> Attributes:
     ]
     contents = repository.read_blobs(git_dir, [entry.blob for entry in files], 1 << 20)
     return Attributes.parse(
-        [(entry.path.rpartition(b"/")[0], content or b"") for entry, (_, content) in zip(files, contents, strict=True)]
+        (entry.path.rpartition(b"/")[0], content or b"") for entry, (_, content) in zip(files, contents, strict=True)
     )
 
 
@@ -184,12 +187,23 @@ def _take(survey: Survey, entry: TreeEntry, path: str, verdict: Text | Reason) -
         )
     )
     survey.near.append(thinned(verdict.near, survey.thin))
-    survey.leak.append(thinned(verdict.leak, survey.thin))
+    survey.leak.append(thinned(verdict.leak, survey.thin, LEAST_GUARDED))
 
 
-def thinned(hashes: NDArray[np.uint64], thin: int) -> NDArray[np.uint64]:
-    """All hashes, or the one in `thin` that any text would keep: shares of two texts stay comparable."""
-    return np.array(hashes[hashes % np.uint64(thin) == 0]) if thin > 1 else hashes
+def thinned(hashes: NDArray[np.uint64], thin: int, least: int = 0) -> NDArray[np.uint64]:
+    """All hashes, or the one in `thin` that any text would keep: shares of two texts stay comparable.
+
+    Args:
+        hashes: sorted.
+        thin: 1 keeps all.
+        least: where that leaves too few to tell anything (a text of about a kilobyte), so many of the smallest instead.
+            Held against texts that are not thinned, as commits are, they are as good a sample; held against thinned
+            ones they say no more than too few did.
+    """
+    if thin == 1:
+        return hashes
+    kept = hashes[hashes % np.uint64(thin) == 0]
+    return kept if len(kept) >= _TELLING else np.array(hashes[:least] if least else kept)
 
 
 def texts(files: Sequence[File], reader: Reader) -> Iterator[str]:

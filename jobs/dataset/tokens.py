@@ -135,6 +135,10 @@ class Vocabulary:
         """The id of a special token, or None where the model has no such token."""
         return self._ids.get(token)
 
+    def expect(self, characters: int) -> None:
+        """Be told that about so many characters are to come, so that what it takes is opened beside other work."""
+        self._engine.expect(characters)
+
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of every text, none of them special but those that redaction left a placeholder for."""
         parts = [self._parts(text) for text in texts]

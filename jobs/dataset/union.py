@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from jobs.dataset.candidates import History
+from jobs.dataset.candidates import Candidates, History
 from jobs.dataset.chronicle import Told
 from jobs.dataset.files import Drop, Reason
 from jobs.dataset.future import FutureFile
@@ -17,7 +17,7 @@ from jobs.dataset.history import Lineages
 from jobs.dataset.mixing import FilePart, Item
 from jobs.dataset.origin import Origin
 from jobs.dataset.sides import Sides
-from jobs.dataset.survey import File, Survey, thinned
+from jobs.dataset.survey import LEAST_GUARDED, File, Survey, thinned
 
 _Placed = TypeVar("_Placed", File, Drop, FilePart, Told, FutureFile)
 
@@ -80,7 +80,7 @@ def united_survey(all_: Sequence[Member]) -> Survey:
         sparse = thin > survey.thin
         united.files.extend(replace(member.labelled(file), name=origin.key + file.name) for file in survey.files)
         united.near.extend(thinned(one, thin) if sparse else one for one in survey.near)
-        united.leak.extend(thinned(one, thin) if sparse else one for one in survey.leak)
+        united.leak.extend(thinned(one, thin, LEAST_GUARDED) if sparse else one for one in survey.leak)
         united.licences.extend((origin.label + path, spdx) for path, spdx in survey.licences)
     return united
 
@@ -95,7 +95,7 @@ def united_history(all_: Sequence[Member]) -> History:
         merges=sum(one.merges for one in histories),
         eligible=sum(one.eligible for one in histories),
         lineages=Lineages(),
-        candidates=[],
+        candidates=Candidates([]),
         reasons=sum((one.reasons for one in histories), Counter[str]()),
     )
 
