@@ -30,20 +30,12 @@ HELD_OUT = "held_out"
 FUTURE = "future"
 SPLITS = (TRAIN, HELD_OUT, FUTURE)
 _NO_ROWS = {"rows": 0}
-#: All that lies in the folder of a dataset.
-DATASET_NAMES = frozenset(
-    {
-        MANIFEST,
-        *SPLITS,
-        "stats.json",
-        "drops.jsonl",  # of datasets before it was compressed
-        "drops.jsonl.zst",
-        "examples.json",
-        "timing.json",
-        "samples.parquet",
-        "report.html",
-    }
+#: The files in the folder of a whole dataset, beside its splits.
+DATASET_FILES = frozenset(
+    {MANIFEST, "stats.json", "drops.jsonl.zst", "examples.json", "timing.json", "samples.parquet", "report.html"}
 )
+#: All that may lie there: what an earlier version wrote, too.
+DATASET_NAMES = frozenset({*DATASET_FILES, *SPLITS, "drops.jsonl"})
 
 #: Flag: a document starts at this token.
 DOCUMENT_START = 1

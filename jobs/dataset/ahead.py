@@ -13,8 +13,8 @@ from typing import TypeVar
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-#: More threads wait for Python's own lock.
-_THREADS = 2
+#: On two cores two were slower (one of them often waits for Python's own lock), and more were no faster.
+_THREADS = 3
 
 
 def ahead(function: Callable[[_Item], _Result], items: Iterable[_Item], count: int = 4) -> Iterator[_Result]:

@@ -25,7 +25,7 @@ from jobs.stages import Stages
 
 _STAGE = "commit"
 #: Commits that are read and rendered together, and batches that are read ahead: their texts are in memory at once.
-_BATCH, _BATCHES = 8, 2
+_BATCH, _BATCHES = 8, 3
 #: Larger files are not shown in commits: CommitPack's limit.
 MOST_BYTES = 100_000
 #: Lines beyond those that a sample may show that are looked through for what tells of a secret.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.dataset.code import code_version
 from jobs.repository import lacks
-from jobs.shards import DATASET_NAMES, MANIFEST, SPLITS
+from jobs.shards import DATASET_FILES, MANIFEST
 from jobs.spec import DatasetSection, Source
 
 #: Libraries that what is built hangs on.
@@ -70,7 +70,7 @@ def is_fresh(folder: Path, wanted: str) -> bool:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         sizes = {name: about["bytes"] for name, about in manifest["files"].items()}
         whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
-        whole = whole and all((folder / name).exists() for name in DATASET_NAMES - {*SPLITS})
+        whole = whole and all((folder / name).exists() for name in DATASET_FILES)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     return whole and manifest.get("identity") == wanted

@@ -94,8 +94,8 @@ class Reader:
         known = [self._cache.has(one) for one in keys]
         fresh = self.contents([blob for (_, blob), there in zip(wanted, known, strict=True) if not there])
         for (path, blob), one, there in zip(wanted, keys, known, strict=True):
-            entry = self._cache.get(one)
-            if entry is not None and there:
+            entry = self._cache.get(one) if there else None
+            if entry is not None:
                 yield _Source(path, None, entry)
             else:
                 yield _Source(path, next(self.contents([blob])) if there else next(fresh), None)
