@@ -157,13 +157,13 @@ def future_windows(folder: Path) -> list[Window]:
     from pyarrow import parquet
 
     rows = shards.open_dataset(folder).future
-    columns = ["split", "path", "row", "place", "tokens"]
+    columns = ["split", "paths", "row", "place", "tokens"]
     samples = parquet.read_table(folder / "samples.parquet", columns=columns).to_pylist()
     windows = []
     for sample in (sample for sample in samples if sample["split"] == shards.FUTURE):
         row = rows[sample["row"]]
         part = slice(sample["place"], sample["place"] + sample["tokens"])
-        windows.append(Window(sample["path"], row.ids[part], (row.flags[part] & shards.LABEL).astype(np.bool_)))
+        windows.append(Window(sample["paths"][0], row.ids[part], (row.flags[part] & shards.LABEL).astype(np.bool_)))
     return windows
 
 

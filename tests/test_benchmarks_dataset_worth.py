@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from jobs import shards
+from jobs.dataset.files import Drop, Reason
+from jobs.dataset.writing import write_drops
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 LENGTH = 64
@@ -70,7 +72,7 @@ def _ours(folder, cut, newest, rows):
         "splits": {"train": {"rows": rows, "tokens": rows * LENGTH}, "held_out": {"rows": 0}},
     }
     (folder / shards.MANIFEST).write_text(json.dumps({"format": shards.FORMAT, **manifest}), encoding="utf-8")
-    (folder / "drops.jsonl").write_text('{"path": "dropped.txt", "reason": "too large"}\n', encoding="utf-8")
+    write_drops(folder, [Drop(path="dropped.txt", blob="0" * 40, bytes=1, reason=Reason.TOO_LARGE)])
     return manifest
 
 
