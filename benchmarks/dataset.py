@@ -211,7 +211,10 @@ class _Builder:
         folder.mkdir(exist_ok=True)
         # Whatever the cache is called, it lies below one of these.
         mine = {"HOME": str(folder), "XDG_CACHE_HOME": str(folder), "REPOTUNE_CACHE": str(folder)}
-        return watched(command, {**os.environ, **mine, "HF_HUB_OFFLINE": "1"})
+        environment = {**os.environ, **mine, "HF_HUB_OFFLINE": "1"}
+        # What pip installs is compiled; a working tree is, too, where this does not forbid it.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        return watched(command, environment)
 
 
 def _told_by(dataset: Path) -> dict[str, Any]:
