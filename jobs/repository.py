@@ -537,7 +537,7 @@ def _parse_entry(line: bytes) -> TreeEntry:
 
 
 def read_blobs(
-    git_dir: Path, blobs: Iterable[str], max_bytes: int | None = None
+    git_dir: Path, blobs: Iterable[str], max_bytes: int | None = None, *, large: set[str] | None = None
 ) -> Generator[tuple[str, bytes | None], None, None]:
     """The content of every blob, in the order asked for, from one `git cat-file --batch`.
 
@@ -545,6 +545,7 @@ def read_blobs(
         git_dir: the repository.
         blobs: full object ids; taken from another thread, some thousands ahead of what was read.
         max_bytes: larger blobs are not read at all: a second git tells the sizes first.
+        large: takes the ids of those that are there and larger.
 
     Yields:
         The id, and the content or None: the object is missing, broken, larger than `max_bytes`, or no blob.
@@ -558,7 +559,7 @@ def read_blobs(
         return
     judged: deque[tuple[str, bool]] = deque()
     with (
-        contextlib.closing(_readable(git_dir, lumps, max_bytes, judged)) as wanted,
+        contextlib.closing(_readable(git_dir, lumps, max_bytes, judged, set() if large is None else large)) as wanted,
         contextlib.closing(_contents(git_dir, wanted)) as contents,
     ):
         for answer in contents:
@@ -576,9 +577,12 @@ def _lumps(blobs: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _readable(
-    git_dir: Path, lumps: Iterator[list[str]], max_bytes: int, judged: deque[tuple[str, bool]]
+    git_dir: Path, lumps: Iterator[list[str]], max_bytes: int, judged: deque[tuple[str, bool]], large: set[str]
 ) -> Generator[list[str], None, None]:
-    """Those that are blobs of at most `max_bytes`; every one is noted in `judged` before it is given."""
+    """Those that are blobs of at most `max_bytes`; every one is noted in `judged` before it is given.
+
+    Larger ones are noted in `large`, too.
+    """
     first = next(lumps, None)
     if first is None:
         return
@@ -587,16 +591,19 @@ def _readable(
     with _conversation(git_dir, first, command, lumps, asked) as (process, errors):
         stdout = _opened(process.stdout)
         while lines := stdout.readlines(_CHUNK):
-            verdicts = [_judge(line, asked, max_bytes) for line in lines]
+            verdicts = [_judge(line, asked, max_bytes, large) for line in lines]
             judged.extend(verdicts)
             yield [blob for blob, readable in verdicts if readable]
         if process.wait():
             raise RepositoryError(f"Objects of {git_dir} cannot be read ({_reason(_text(errors))}).")
 
 
-def _judge(line: bytes, asked: deque[str], max_bytes: int) -> tuple[str, bool]:
+def _judge(line: bytes, asked: deque[str], max_bytes: int, large: set[str]) -> tuple[str, bool]:
     kind, size = _answered(line, asked)
-    return asked.popleft(), kind == b"blob" and size <= max_bytes
+    blob = asked.popleft()
+    if kind == b"blob" and size > max_bytes:
+        large.add(blob)
+    return blob, kind == b"blob" and size <= max_bytes
 
 
 def _answered(line: bytes, asked: deque[str]) -> tuple[bytes, int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -314,6 +315,65 @@ def test_the_middle_of_a_private_key_is_not_shown_by_a_commit_that_changes_only_
     dataset = open_dataset(tmp_path / "out")
     spelled = "".join(text_of(rows, tiny_tokenizer) for rows in (dataset.train, dataset.held_out))
     assert not any(line in spelled for line in [*body, body[50][::-1]])
+
+
+def test_a_secret_that_is_named_far_away_is_not_shown_where_a_commit_uses_it(tiny_tokenizer, tmp_path):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    history(folder, commits=20, files=5)
+    token, password = "3f9a1c77be40d25186a90e8f3c6b7d21a4f05e93", "Kd83hs" + "7Tq1!x"
+    named = f'API_TOKEN = "{token}"\npassword = "{password}"\n' + "".join(map(function, range(700, 740)))
+    for number, word in enumerate(["alpha", "beta", "gamma"]):
+        (folder / "far.py").write_text(f'{named}fetch("/{word}", "{token}", "{password}")\n')
+        git(folder, "add", ".")
+        message = f"Fetch the {word} instead, as {token} told us to"
+        git(folder, "commit", "--quiet", "-m", message, when=300 + number)
+    build(folder, tmp_path / "out", tiny_tokenizer, future=0.0, commit_share=0.8, held_out=0.1, sequence_length=4096)
+    dataset = open_dataset(tmp_path / "out")
+    spelled = "".join(text_of(rows, tiny_tokenizer) for rows in (dataset.train, dataset.held_out))
+    assert token not in spelled
+    assert password not in spelled
+
+
+def test_commits_do_not_give_away_a_held_out_file_piece_by_piece(tiny_tokenizer, tmp_path):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    history(folder, commits=12, files=6)
+    for number in range(40):
+        with (folder / f"grown_{number % 4}.py").open("a") as file:
+            file.write(function(1000 + number))
+        git(folder, "add", ".")
+        message = f"Add what is needed for part {number} of it"
+        git(folder, "commit", "--quiet", "-m", message, when=100 + number)
+    for number in range(4):
+        shutil.copy(folder / f"grown_{number}.py", folder / f"another_{number}.py")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "Put the same under another name", when=200)
+    git(folder, "rm", "--quiet", *(f"grown_{number}.py" for number in range(4)))
+    git(folder, "commit", "--quiet", "-m", "Take the old names away at last", when=201)
+    build(folder, tmp_path / "out", tiny_tokenizer, future=0.0, commit_share=0.8, doc_share=0.0, held_out=0.4)
+    lines = samples_of(tmp_path / "out")
+    held_out = {path for line in lines if line["split"] == "held_out" for path in line["paths"]}
+    copies = [path for path in held_out if path.startswith("another")]
+    assert copies
+    learned = text_of(open_dataset(tmp_path / "out").train, tiny_tokenizer)
+    for path in copies:
+        functions = (folder / path).read_text().split("\n\n")[:-1]
+        assert sum(one.splitlines()[0] in learned for one in functions) <= len(functions) * 0.6, path
+
+
+def test_a_commit_that_touches_a_large_file_is_looked_at_once(tiny_tokenizer, tmp_path):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    history(folder, commits=12, files=6)
+    for number in range(3):
+        (folder / "large.py").write_text("".join(function(part) for part in range(3000)) + function(5000 + number))
+        (folder / "module_01.py").write_text(function(6000 + number))
+        git(folder, "add", ".")
+        git(folder, "commit", "--quiet", "-m", f"Go on with the large one, round {number}", when=300 + number)
+    for name in ("one", "two"):
+        build(folder, tmp_path / name, tiny_tokenizer, commit_share=0.7, cache=tmp_path / "cache")
+    assert json.loads((tmp_path / "two" / "timing.json").read_text())["cached"]["misses"] == 0
 
 
 def test_a_rebuild_after_new_commits_is_what_a_build_from_nothing_gives(tiny_tokenizer, tmp_path):

@@ -104,6 +104,12 @@ def test_two_repositories_are_learned_each_under_its_name(alpha, beta, tiny_toke
     assert "Training tokens by repository" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_a_weight_that_leaves_nothing_of_a_repository_is_refused(alpha, beta, tiny_tokenizer, tmp_path):
+    with pytest.raises(DatasetError, match="leave nothing"):
+        build(tmp_path / "out", tiny_tokenizer, alpha, (beta, 1e-300), future=0)
+    assert not (tmp_path / "out").exists()
+
+
 def test_training_tokens_stand_in_the_ratio_of_the_weights(alpha, beta, tiny_tokenizer, tmp_path):
     def tokens(weight, name):
         build(tmp_path / name, tiny_tokenizer, alpha, (beta, weight), future=0)

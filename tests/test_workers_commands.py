@@ -91,6 +91,14 @@ def test_dataset_prints_samples_and_says_that_nothing_has_changed(tmp_path, tiny
 
 
 @pytest.mark.slow
+def test_a_look_at_samples_needs_no_folder_and_leaves_none(tmp_path, tiny_repository, tiny_model_folder):
+    command = ("dataset", "--repo", tiny_repository, "--model", tiny_model_folder)
+    assert "sample 1 of 1" in run(*command, "--sample", 1).stdout
+    assert "--output" in run(*command, code=2).stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_dataset_refuses_what_is_no_repository(tmp_path, tiny_model_folder):
     done = run("dataset", "--repo", tmp_path, "--model", tiny_model_folder, "--output", tmp_path / "out", code=2)
     assert str(tmp_path) in done.stderr

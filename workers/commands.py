@@ -61,7 +61,9 @@ def worker(device: str | None, name: str | None, memory_gib: float | None, local
 @click.option("--ref", help="Branch, tag or commit to learn, or a range A..B of commits. Default: HEAD.")
 @also_flag
 @model_flag
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the dataset.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Folder for the dataset. With --sample it may be left out."
+)
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Print N samples as the model will see them.")
 @config_flag
 @set_flag
@@ -72,7 +74,7 @@ def dataset(
     ref: str | None,
     also: list[dict[str, Any]],
     model: str | None,
-    output: Path,
+    output: Path | None,
     sample: int | None,
     config: Path | None,
     settings: tuple[str, ...],
@@ -82,22 +84,28 @@ def dataset(
 
     Writes shards, samples.parquet, stats.json, report.html and, last, manifest.json. A dataset that is in the folder
     already stays if nothing has changed and is replaced otherwise, with only what is new worked out again. Ctrl-C
-    leaves the folder as it was.
+    leaves the folder as it was. With --sample and no --output nothing stays but the cache: it is a look, no more.
     """
+    import tempfile
+
     from jobs.context import StopRequested
     from workers.foreground import leave_interrupted
 
     configuration = read_config(config, settings, {"dataset.also": also or None, "model.name": model})
-    _refuse_filled(output)
-    try:
-        result = _dataset(repo, ref, configuration, output, as_json=as_json)
-    except StopRequested:
-        leave_interrupted("Stopped: no dataset was written; the next run goes on from here.")
-        return
-    if sample is not None and not as_json:
-        _print_samples(output, sample)
-    if as_json:
-        print_json({"dataset": str(output), **result})
+    if output is None and (sample is None or as_json):
+        raise click.UsageError("Name the folder for the dataset with --output, or look at it only with --sample N.")
+    with tempfile.TemporaryDirectory(prefix="repotune-look-") as look:
+        folder = output or Path(look) / "dataset"
+        _refuse_filled(folder)
+        try:
+            result = _dataset(repo, ref, configuration, folder, as_json=as_json)
+        except StopRequested:
+            leave_interrupted("Stopped: no dataset was written; the next run goes on from here.")
+            return
+        if sample is not None and not as_json:
+            _print_samples(folder, sample)
+        if as_json:
+            print_json({"dataset": str(folder), **result})
 
 
 @click.command()

@@ -18,7 +18,7 @@ from jobs.dataset.fim import Mode
 from jobs.dataset.history import Change, Commit
 from jobs.dataset.hunks import ChangedPart, changed_part
 from jobs.dataset.reading import LEAK_WORDS, Reader, summed
-from jobs.dataset.redaction import Redactor
+from jobs.dataset.redaction import Known, Redactor
 from jobs.dataset.samples import Sample, SampleKind
 from jobs.dataset.shingles import distinct, shingles
 from jobs.stages import Stages
@@ -30,7 +30,8 @@ _BATCH, _BATCHES = 8, 3
 MOST_BYTES = 100_000
 #: Lines beyond those that a sample may show that are looked through for what tells of a secret.
 _AROUND = 16
-_PRIVATE_KEY = "PRIVATE KEY"
+#: Private keys of any armour, PuTTY's, and Kubernetes' lists of secrets.
+_BLOCKS = ("private key", "private-lines", "kind: secret", "kind: 'secret", 'kind: "secret')
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class _Edited(NamedTuple):
     edit: FileEdit | None
     redactions: Mapping[str, int]
     leak: NDArray[np.uint64]
+    known: frozenset[Known] = frozenset()
     reason: Reason | None = None
     too_long: bool = False
 
@@ -128,13 +130,13 @@ class Chronicler:
             else:
                 yield _told(case.commit, entry)
 
-    def _sources(self, changes: Sequence[Change]) -> Iterator[tuple[Change, list[bytes | None]]]:
+    def _sources(self, changes: Sequence[Change]) -> Iterator[tuple[Change, list[bytes | Reason]]]:
         """Changes and what git stores of both sides; a side that is not there is an empty file."""
         contents = self.reader.contents([blob for change in changes for blob in (change.before, change.after) if blob])
         for change in changes:
             yield change, [next(contents) if blob else b"" for blob in (change.before, change.after)]
 
-    def _edited(self, source: tuple[Change, list[bytes | None]]) -> _Edited:
+    def _edited(self, source: tuple[Change, list[bytes | Reason]]) -> _Edited:
         """What a change did, its secrets hidden: only the part that a sample can show is looked through."""
         change, contents = source
         paths = self.reader.path(change.path), self.reader.path(change.before_path)
@@ -142,7 +144,7 @@ class Chronicler:
         for side in sides:
             # A side that is not learned (binary, generated, too large) takes its file out; an empty one is a text.
             if isinstance(side, Reason) and side is not Reason.EMPTY:
-                return _Edited(None, {}, _NOTHING, side)
+                return _Edited(None, {}, _NOTHING, reason=side)
         before, after = ("" if isinstance(side, Reason) else side for side in sides)
         part = shown_part(before, after)
         # What was only removed teaches nothing.
@@ -150,19 +152,23 @@ class Chronicler:
             return _Edited(None, {}, _NOTHING)
         if self.renderer.is_too_long(part):
             return _Edited(None, {}, _NOTHING, too_long=True)
-        old, new = (self.redactor.redact(text) for text in (part.before, part.after))
+        # What tells of a secret may stand far from where it is used.
+        elsewhere = self.redactor.redact(before).known if len(part.before) < len(before) else frozenset()
+        old, new = (self.redactor.redact(text, elsewhere) for text in (part.before, part.after))
         if old.text == new.text:
             return _Edited(None, {}, _NOTHING)
         leak = np.concatenate([shingles(side.text, LEAK_WORDS) for side in (old, new)])
         # What both sides hide was hidden once.
         counts = Counter(old.counts) | Counter(new.counts)
-        return _Edited(FileEdit(*paths, old.text, new.text, part.offset), counts, leak)
+        known = elsewhere | old.known | new.known
+        return _Edited(FileEdit(*paths, old.text, new.text, part.offset), counts, leak, known)
 
     def _draft(self, commit: Commit, edited: Sequence[_Edited]) -> _Draft:
-        message = self.redactor.redact(commit.message)
+        known = frozenset[Known]().union(*(one.known for one in edited))
+        message = self.redactor.redact(commit.message, known)
         counts = summed([message.counts, *(one.redactions for one in edited)])
         edits = tuple(one.edit for one in edited if one.edit)
-        leak = distinct(np.concatenate([_NOTHING, *(one.leak for one in edited)]))
+        leak = distinct(np.concatenate([shingles(message.text, LEAK_WORDS), *(one.leak for one in edited)]))
         # A missing object may be fetched tomorrow, or lie in another clone.
         whole = all(one.reason is not Reason.MISSING for one in edited)
         too_long = any(one.too_long for one in edited)
@@ -172,11 +178,16 @@ class Chronicler:
 def shown_part(before: str, after: str) -> ChangedPart | None:
     """The part of a change that its samples may show, with lines around it by which a rule may know a secret.
 
-    All of both texts where a private key may be in one of them: its lines are told by its first alone.
+    All of both texts where one of them may hold a block whose lines are told by its first alone.
     """
-    if before != after and any(_PRIVATE_KEY in text for text in (before, after)):
+    if before != after and any(map(_may_hold_block, (before, after))):
         return ChangedPart(0, before, after)
     return changed_part(before, after, _AROUND)
+
+
+def _may_hold_block(text: str) -> bool:
+    small = text.lower()
+    return any(sign in small for sign in _BLOCKS)
 
 
 def _kept(draft: _Draft, samples: list[Sample]) -> Entry:

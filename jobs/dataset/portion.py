@@ -24,6 +24,7 @@ from jobs.dataset.samples import Renderer, SampleKind
 from jobs.dataset.sides import Guard
 from jobs.dataset.survey import File, texts
 from jobs.dataset.union import Member
+from jobs.shards import DatasetError
 from jobs.spec import DatasetSection
 from jobs.stages import Stages
 
@@ -106,10 +107,15 @@ def weighed(portions: Sequence[Portion], weights: Sequence[float | None], sectio
         for count, weight in zip(tokens, weights, strict=True)
     ]
     most = min(1.0, (section.tokens or sum(wanted)) / max(1.0, sum(wanted)))
-    return [
+    cut = [
         portion if most * want >= count else portion.cut_to(most * want / count, section.seed)
         for portion, want, count in zip(portions, wanted, tokens, strict=True)
     ]
+    if not all(portion.tokens for portion in cut):
+        raise DatasetError(
+            "The weights leave nothing of one of the repositories: bring them nearer to each other, or leave it out."
+        )
+    return cut
 
 
 class Teller:
@@ -176,7 +182,7 @@ class Teller:
             stages.progress(min(count, limit), limit, "tokens")
             if count >= limit:
                 break
-            if guard.refuses(told.leak):
+            if not guard.admits(told.leak):
                 chronicler.reasons["holds a held-out file's text"] += 1
                 continue
             chosen.append(self.member.labelled(told))

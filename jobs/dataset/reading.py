@@ -68,17 +68,18 @@ class Reader:
         #: Paths are many and short: our own rules suffice, and tell the same on every machine.
         self._path_redactor = Redactor("built-in")
         self._paths: dict[bytes, str] = {}
-        #: Bytes that git handed over.
-        self.bytes = 0
 
     def path(self, raw: bytes) -> str:
         """A path as text of one line, without what must stay secret: it is learned, and shown to people."""
-        if raw not in self._paths:
-            if len(self._paths) == _MOST_PATHS:
-                self._paths.clear()
+        path = self._paths.get(raw)
+        if path is None:
             text = self._path_redactor.redact(shown_path(raw)).text
-            self._paths[raw] = "".join(SPELLED.get(letter, letter) for letter in text)
-        return self._paths[raw]
+            path = "".join(SPELLED.get(letter, letter) for letter in text)
+            # Several threads ask: more than a few too many there are not.
+            if len(self._paths) >= _MOST_PATHS:
+                self._paths.clear()
+            self._paths[raw] = path
+        return path
 
     def read(self, wanted: Sequence[tuple[str, str]]) -> Iterator[Text | Reason]:
         """The text of every (path, blob) in the order asked for, or why it is not learned."""
@@ -96,7 +97,7 @@ class Reader:
         for (path, blob), one, there in zip(wanted, keys, known, strict=True):
             entry = self._cache.get(one) if there else None
             if entry is not None:
-                yield _Source(path, None, entry)
+                yield _Source(path, b"", entry)
             else:
                 yield _Source(path, next(self.contents([blob])) if there else next(fresh), None)
 
@@ -108,21 +109,25 @@ class Reader:
         # An object that is missing today may be fetched tomorrow.
         return verdict, None if verdict is Reason.MISSING else _packed(verdict)
 
-    def contents(self, blobs: Sequence[str]) -> Iterator[bytes | None]:
-        """The blobs as git stores them, None for one that is missing or too large."""
-        if blobs:
-            for _, content in repository.read_blobs(self._git_dir, blobs, self._section.max_file_bytes):
-                self.bytes += len(content or b"")
+    def contents(self, blobs: Sequence[str]) -> Iterator[bytes | Reason]:
+        """The blobs as git stores them, or that one is missing or too large."""
+        if not blobs:
+            return
+        large: set[str] = set()
+        for blob, content in repository.read_blobs(self._git_dir, blobs, self._section.max_file_bytes, large=large):
+            if content is None:
+                yield Reason.TOO_LARGE if blob in large else Reason.MISSING
+            else:
                 yield content
 
-    def decoded(self, path: str, content: bytes | None) -> str | Reason:
+    def decoded(self, path: str, content: bytes | Reason) -> str | Reason:
         """A blob's text with its secrets still in it, or why it is not learned."""
-        if content is None:
-            return Reason.MISSING
+        if isinstance(content, Reason):
+            return content
         decoded = decode(content, self._section.encoding)
         return decoded if isinstance(decoded, Reason) else text_reason(path, decoded) or decoded
 
-    def _judge(self, path: str, content: bytes | None) -> Text | Reason:
+    def _judge(self, path: str, content: bytes | Reason) -> Text | Reason:
         decoded = self.decoded(path, content)
         if isinstance(decoded, Reason):
             return decoded
@@ -136,7 +141,7 @@ class _Source(NamedTuple):
     """A blob, or what the cache has of its text."""
 
     path: str
-    content: bytes | None
+    content: bytes | Reason
     entry: Entry | None
 
 

@@ -7,8 +7,9 @@ the number of its finds are kept, never a value.
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from jobs.dataset.emails import find_emails
 from jobs.dataset.scanner import Betterleaks
@@ -32,6 +33,18 @@ _UNWRITABLE_BYTES = (b"\xef\xb7", b"\xbf\xbe", b"\xbf\xbf", b"\xed")
 _MAX_ROUNDS = 8
 
 
+#: A value this long is hidden wherever it is known; a shorter one only where a rule finds it.
+_TELLING = 8
+
+
+class Known(NamedTuple):
+    """A secret that was found: for memory alone, never for a file or a log."""
+
+    value: str
+    rule: str
+    kind: Kind
+
+
 @dataclass(frozen=True)
 class Redacted:
     """A text without its secrets."""
@@ -39,6 +52,8 @@ class Redacted:
     text: str
     #: Rule -> places hidden.
     counts: dict[str, int] = field(default_factory=dict)
+    #: What was hidden, to hide it elsewhere too.
+    known: frozenset[Known] = field(default=frozenset(), repr=False, compare=False)
 
 
 class Redactor:
@@ -53,10 +68,14 @@ class Redactor:
         #: Changes whenever the same text may be redacted otherwise.
         self.version = f"rules {rules_version()}" + (f", {self._scanner.version}" if self._scanner else "")
 
-    def redact(self, text: str) -> Redacted:
+    def redact(self, text: str, known: Collection[Known] = ()) -> Redacted:
         """The text with every secret and e-mail address hidden.
 
         Redacting what comes out finds nothing more.
+
+        Args:
+            text: what is looked through.
+            known: found elsewhere, and hidden here wherever it stands.
 
         Raises:
             DatasetError: the optional scanner failed.
@@ -64,17 +83,20 @@ class Redactor:
         if _may_be_unwritable(text):
             text = _UNWRITABLE.sub(_REPLACEMENT, text)
         counts: Counter[str] = Counter()
+        values: set[Known] = set()
         for _ in range(_MAX_ROUNDS):
-            finds = self._finds(text)
+            # What one line tells of is hidden on every other, too.
+            finds = self._finds(text, [*known, *sorted(values)])
             if not finds:
                 break
             counts.update(find.rule for find in finds)
+            values.update(filter(_is_telling, (Known(text[one.start : one.stop], one.rule, one.kind) for one in finds)))
             text = _hidden(text, finds)
-        return Redacted(text, dict(sorted(counts.items())))
+        return Redacted(text, dict(sorted(counts.items())), frozenset(values))
 
-    def _finds(self, text: str) -> list[Find]:
+    def _finds(self, text: str, known: Collection[Known]) -> list[Find]:
         """Places without overlap, in order, none of which is hidden already."""
-        finds = [*find_secrets(text), *find_emails(text)]
+        finds = [*find_secrets(text), *find_emails(text), *_found_again(text, known)]
         if self._scanner:
             finds += self._scanner.find(text)
         return list(_joined(find for find in finds if not _PLACEHOLDER.search(text, find.start, find.stop)))
@@ -85,6 +107,18 @@ def _may_be_unwritable(text: str) -> bool:
         return False
     raw = text.encode("utf-8", "surrogatepass")
     return any(part in raw for part in _UNWRITABLE_BYTES)
+
+
+def _is_telling(known: Known) -> bool:
+    return len(known.value) >= _TELLING and "\n" not in known.value
+
+
+def _found_again(text: str, known: Collection[Known]) -> Iterator[Find]:
+    for value, rule, kind in known:
+        at = text.find(value)
+        while at >= 0:
+            yield Find(at, at + len(value), rule, kind)
+            at = text.find(value, at + len(value))
 
 
 def _joined(finds: Iterator[Find]) -> Iterator[Find]:

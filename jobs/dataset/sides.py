@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,7 @@ def _why(survey: Survey) -> str:
 
 
 class Guard:
-    """Tells whether a text would give away a held-out file."""
+    """Keeps held-out files out of training: of each, all texts together may give away no more than a share."""
 
     def __init__(self, survey: Survey, sides: Sides, limit: float) -> None:
         common = common_runs(survey.leak)
@@ -85,21 +86,43 @@ class Guard:
         order = np.argsort(runs, kind="stable")
         self._limit = limit
         self._sizes = np.array([max(1, len(one)) for one in telling])
-        #: The runs of all held-out files, sorted, and the file that each is of.
+        #: The runs of all held-out files, sorted, the file that each is of, and whether training has it.
         self._runs = runs[order]
         self._files = np.repeat(np.arange(len(telling)), [len(one) for one in telling])[order]
+        self._known = np.zeros(len(runs), np.bool_)
+        for index in [*sides.code, *sides.docs]:
+            self._known[self._places(survey.leak[index])] = True
+        self._counts = self._per_file(np.flatnonzero(self._known))
 
-    def refuses(self, leak: NDArray[np.uint64]) -> bool:
-        """Whether more than the limit of a held-out file's runs of words are in a text with the runs `leak`, sorted."""
-        first, last = (np.searchsorted(self._runs, leak, side) for side in ("left", "right"))
-        known = np.flatnonzero(last > first)
-        if not len(known):
+    def admits(self, leak: NDArray[np.uint64]) -> bool:
+        """Whether a text may be learned, which then counts as learned.
+
+        Args:
+            leak: hashes of the runs of the text, sorted, each once.
+        """
+        places = self._places(leak)
+        fresh = places[~self._known[places]]
+        if not len(fresh):
+            return True
+        added = self._per_file(fresh)
+        if ((added > 0) & (self._counts + added > self._limit * self._sizes)).any():
             return False
-        places = np.concatenate([np.arange(first[place], last[place]) for place in known])
-        shares = np.bincount(self._files[places], minlength=len(self._sizes)) / self._sizes
-        return bool((shares > self._limit).any())
+        self._known[fresh] = True
+        self._counts += added
+        return True
+
+    def _places(self, leak: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Where among the held-out runs those of a text are."""
+        first, last = (np.searchsorted(self._runs, leak, side) for side in _EDGES)
+        found = np.flatnonzero(last > first)
+        return np.concatenate([_NO_PLACES, *(np.arange(first[place], last[place]) for place in found)])
+
+    def _per_file(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.bincount(self._files[places], minlength=len(self._sizes))
 
 
+_EDGES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
+_NO_PLACES = np.zeros(0, np.int64)
 _NO_RUNS = np.zeros(0, np.uint64)
 
 

@@ -118,9 +118,9 @@ def survey_files(
         if verdict is None:
             verdict = next(texts)
             told[judged_by] = Reason.DUPLICATE if isinstance(verdict, Text) else verdict
-        if isinstance(verdict, Text) and entry.blob in seen:
-            verdict = Reason.DUPLICATE
-        seen.add(entry.blob)
+        if isinstance(verdict, Text):
+            verdict = Reason.DUPLICATE if entry.blob in seen else verdict
+            seen.add(entry.blob)
         _take(survey, entry, path, verdict)
     survey.drops.sort(key=lambda drop: (drop.path, drop.blob))
     stages.start("redact", _hidden(survey.files))

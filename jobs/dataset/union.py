@@ -106,9 +106,7 @@ def lineages(all_: Sequence[Member]) -> list[bytes]:
 
 
 def held_out_lineages(all_: Sequence[Member], sides: Sides) -> frozenset[bytes]:
-    """Lineages that no sample may touch: of several repositories also those of exact copies, which were left out."""
-    if len(all_) == 1:
-        return sides.held_out_lineages
+    """Lineages that no sample may touch: also those of exact copies of held-out files, which were left out."""
     blobs = {file.blob for member in all_ for file in member.held_out}
     copies = {
         # A path whose bytes are shown otherwise is missed here; what holds much of its text is refused all the same.
