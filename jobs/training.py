@@ -23,6 +23,7 @@ from jobs.results import save_results
 from jobs.run import OutOfMemory
 from jobs.saving import CHECKPOINTS
 from jobs.shards import open_dataset
+from jobs.sinks import feeding
 from jobs.snapshot import Identity, Snapshot
 from jobs.spec import Config, InvalidSpec
 
@@ -75,8 +76,9 @@ def train(  # noqa: PLR0917 - callers name them
             known=known,
             micro_batch_divisor=micro_batch_divisor,
         )
-        run_steps(run)
-        return save_results(run)
+        with feeding(run):
+            run_steps(run)
+            return save_results(run)
 
 
 def _find_snapshot(resume_from: Path, identity: Identity, context: JobContext) -> Snapshot | None:
