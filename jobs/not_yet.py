@@ -9,8 +9,6 @@ from typing import Any
 #: section.key, or the name of an environment variable; one a line, sorted.
 NOT_YET = frozenset(
     {
-        "REPOTUNE_METRICS_ADDRESS",
-        "REPOTUNE_METRICS_PORT",
         "evaluation.future_rows",
         "evaluation.minutes",
         "evaluation.new_tokens",

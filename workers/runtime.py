@@ -13,6 +13,7 @@ from queue_app.records import Ticket
 from queue_app.settings import Settings
 from queue_app.store import JobStore, StoreUnreachable
 from queue_app.tickets import publish
+from workers.gauges import Gauges
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0)
@@ -32,6 +33,8 @@ class Runtime:
     app: Any
     #: Folder for the files of the job that runs; emptied when the worker starts.
     workroot: Path
+    #: None: no port was named.
+    gauges: Gauges | None = None
     #: Set: take no more jobs, let the running one save and go back to the queue.
     leaving: threading.Event = field(default_factory=threading.Event)
     #: Set: end the running job without saving.

@@ -100,7 +100,8 @@ class Supervisor:
             return End(last=None, stop=self._wanted(), exit_code=0, log="")
         trainer = TrainerProcess(assignment, self._workdir, runtime.settings.cache)
         try:
-            return Watch(trainer, self._wanted, uploads, self._limits()).until_end(give_up=self._must_drop)
+            heard = runtime.gauges.heard if runtime.gauges else None
+            return Watch(trainer, self._wanted, uploads, self._limits(), heard).until_end(give_up=self._must_drop)
         finally:
             trainer.kill()
 

@@ -39,11 +39,15 @@ def take(runtime: Runtime, presence: Presence, job_id: Any, attempt: Any) -> Non
         _log.info("ticket %s.%s is stale", job_id, attempt)
         return
     runtime.running.append(job_id)
+    if runtime.gauges:
+        runtime.gauges.began(job_id)
     presence.tell()
     try:
         Supervisor(runtime, claim).run()
     finally:
         runtime.running.clear()
+        if runtime.gauges:
+            runtime.gauges.ended()
         presence.tell()
 
 

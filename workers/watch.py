@@ -59,11 +59,13 @@ class Watch:
         wanted: Callable[[], Stop | None],
         uploads: CheckpointUploads,
         limits: Limits,
+        heard: Callable[[Event], None] | None = None,
     ) -> None:
         self._trainer = trainer
         self._wanted = wanted
         self._uploads = uploads
         self._limits = limits
+        self._tell = heard
         self._started = self._heard = time.monotonic()
         self._stop: Stop | None = None
         self._kill_at = float("inf")
@@ -98,6 +100,8 @@ class Watch:
         except ValueError as error:  # a full disk cut the line
             _log.warning("%s", error)
             return
+        if self._tell is not None:
+            self._tell(event)
         if isinstance(event, Checkpointed):
             self._uploads.add(event.step, Path(event.path))
         if isinstance(event, Finished | Failed | Stopped):

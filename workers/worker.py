@@ -28,7 +28,9 @@ from queue_app.celery_app import make_app
 from queue_app.commands.options import print_json, say
 from queue_app.connection import Connection
 from queue_app.ending import open_artifacts
+from queue_app.settings import Settings
 from workers import tasks
+from workers.gauges import Gauges
 from workers.presence import Presence
 from workers.reaper import Reaper
 from workers.runtime import Runtime
@@ -52,6 +54,7 @@ def serve(machine: Machine, name: str | None, connection: Connection, *, as_json
     Raises:
         StoreUnreachable: the broker does not answer now.
         WorkerRunsAlready: the name is taken on this machine.
+        GaugesRefused: the port for Prometheus cannot be listened on.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     # Celery warns of running as root because of pickle, which is refused here.
@@ -66,8 +69,18 @@ def serve(machine: Machine, name: str | None, connection: Connection, *, as_json
             artifacts=open_artifacts(settings),
             app=make_app(settings.broker_url),
             workroot=workroot,
+            gauges=_gauges(settings, workroot.parent.name, machine),
         )
         return _consume(runtime, as_json=as_json)
+
+
+def _gauges(settings: Settings, name: str, machine: Machine) -> Gauges | None:
+    """The worker's gauges, served where a port was named."""
+    if not settings.metrics_port:
+        return None
+    gauges = Gauges(name, machine)
+    gauges.serve(settings.metrics_address, settings.metrics_port)
+    return gauges
 
 
 def _consume(runtime: Runtime, *, as_json: bool) -> int:
