@@ -29,7 +29,7 @@ COMMANDS = {
     "retry": ("queue_app.commands.control:retry", "Queue a failed or cancelled job again."),
     "pull": ("queue_app.commands.pull:pull", "Fetch the adapter and the report of a job."),
     "workers": ("queue_app.commands.views:workers", "List the workers and what they serve."),
-    "validate": ("queue_app.commands.check:validate", "Check configuration, repository, model and device."),
+    "validate": ("queue_app.commands.check:validate", "Check all that a training needs, a line each; start nothing."),
     "schema": ("queue_app.commands.check:schema", "Print the schema of the configuration, or the default file."),
     "monitor": ("queue_app.commands.monitor:monitor", "Open the dashboard (Flower)."),
 }

@@ -24,6 +24,7 @@ KNOWN_MODELS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 30,
         "num_attention_heads": 24,
         "num_key_value_heads": 2,
+        "max_position_embeddings": 16384,
         "tie_word_embeddings": True,
         "use_bias": True,
     },

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.devices import ANY, GIB, TIERS_GIB, USABLE_FRACTION, Device, queue_name, tier_for_need
-from backends.errors import ExitCode, ModelNotLoadable, RepotuneError
+from backends.errors import ExitCode, RepotuneError
 from jobs.repository import Resolved, list_files, shown
 from jobs.sources import Sources, resolve_all
 from jobs.spec import Config
@@ -57,6 +57,22 @@ class Need:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Code:
+    """The repositories of a request, pinned."""
+
+    sources: Sources
+    #: Files at the commit of the main repository; None where only the worker will see them (a URL).
+    files: int | None
+    #: Bytes of those files.
+    size_bytes: int | None
+
+    @property
+    def source(self) -> Resolved:
+        """The main repository."""
+        return self.sources.main
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a submission would do."""
 
@@ -88,23 +104,39 @@ class Plan:
         return max((need.total_bytes for need in self.needs), default=0)
 
 
-def make_plan(request: Request) -> Plan:
+def read_code(request: Request) -> Code:
+    """Pin the repositories of `request` and measure the main one.
+
+    Raises:
+        RepositoryError: the repository or the ref cannot be read.
+        InvalidSpec: keys of the configuration do not go together on a device.
+    """
+    sources = resolve_all(request.repository, request.ref, config_of_dataset(request).dataset.also)
+    files, size = _measure(sources.main)
+    return Code(sources=sources, files=files, size_bytes=size)
+
+
+def make_plan(request: Request, code: Code | None = None, model: ModelFacts | None = None) -> Plan:
     """Work out what submitting `request` would do.
+
+    Args:
+        request: What a person asked for.
+        code: Where it was read before.
+        model: Where it was looked for before.
 
     Raises:
         RepositoryError: the repository or the ref cannot be read.
         InvalidSpec: keys of the configuration do not go together on a device.
         TooLarge: no tier holds the training.
     """
-    sources = resolve_all(request.repository, request.ref, config_of_dataset(request).dataset.also)
-    files, size = _measure(sources.main)
-    model = request.config.model
-    facts, needs = _needs(request, find_model_facts(model.name, model.revision))
+    code = code or read_code(request)
+    wanted = request.config.model
+    facts, needs = _needs(request, model or find_model_facts(wanted.name, wanted.revision))
     return Plan(
         name=request.name or repository_name(request.repository),
-        sources=sources,
-        files=files,
-        size_bytes=size,
+        sources=code.sources,
+        files=code.files,
+        size_bytes=code.size_bytes,
         model=facts,
         needs=needs,
         device=request.device,
@@ -158,16 +190,6 @@ def why_nobody(queue: str, workers: Sequence["WorkerRecord"]) -> str:
     if not workers:
         return f"No worker is registered: {start}."
     return f"No worker serves the queue {queue} ({'; '.join(why_not(queue, worker) for worker in workers)}): {start}."
-
-
-def refuse_unloadable(plan: Plan) -> None:
-    """Refuse a model in a file or folder of this machine that is none; what a hub holds is left to the worker.
-
-    Raises:
-        ModelNotLoadable: the path does not exist, or holds no model.
-    """
-    if plan.model.config is None and plan.model.is_path:
-        raise ModelNotLoadable(f"The model cannot be loaded: {plan.model.problem}.")
 
 
 def _measure(source: Resolved) -> tuple[int | None, int | None]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from backends.devices import TIERS_GIB
 from jobs.repository import shown
-from queue_app.plan import Need, Plan, dataset_queue, takers, why_nobody
+from queue_app.plan import Code, Need, Plan, dataset_queue, takers, why_nobody
 from queue_app.records import WorkerRecord
 from queue_app.tables import size_text
 
@@ -27,7 +27,7 @@ def plan_lines(plan: Plan, workers: Sequence[WorkerRecord] | None) -> list[tuple
     return [*lines, ("workers", names or why_nobody(plan.queue, workers))]
 
 
-def source_line(plan: Plan) -> str:
+def source_line(plan: Plan | Code) -> str:
     """Where the code comes from and how much there is of it."""
     name = shown(plan.source.repository)
     if plan.files is None or plan.size_bytes is None:

@@ -28,6 +28,7 @@ def place(valkey_url, tmp_path, monkeypatch):
     monkeypatch.setenv("REPOTUNE_BROKER_URL", valkey_url)
     monkeypatch.setenv("REPOTUNE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("REPOTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("REPOTUNE_ARTIFACTS", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -278,16 +279,19 @@ def test_bad_input_is_one_sentence_and_exit_code_2(store, place, tiny_repository
     assert store.jobs() == []
 
 
-def test_validate_says_what_it_checked(place, tiny_repository):
-    done = run(REPOTUNE, "validate", "--repo", str(tiny_repository), "--device", "cpu")
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_submission_tells_what_is_worth_a_look(store, tiny_repository, dry):
+    done = submit("--repo", str(tiny_repository), *dry)
     assert done.returncode == 0
-    assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        "configuration",
-        "repository",
-        "model",
-        "memory",
-        "device",
-    ]
+    assert "dataset        warn  " in done.stdout
+    assert "one optimizer step takes 16 rows: lower dataset.sequence_length" in done.stdout
+
+
+def test_a_submission_that_fails_a_check_records_nothing(store, place, tiny_repository, tiny_model_folder):
+    done = submit("--repo", str(tiny_repository), "--model", str(tiny_model_folder), "--json")
+    assert done.returncode == ExitCode.USAGE
+    assert "longer than the model's 512 positions" in json.loads(done.stdout)["error"]
+    assert store.jobs() == []
 
 
 def test_pull_copies_the_result_and_never_over_something(store, place, tiny_repository):

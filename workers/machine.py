@@ -65,6 +65,20 @@ def describe(machine: Machine) -> str:
     return f"{line} Self-test: {tested}." if tested else line
 
 
+def main() -> None:
+    """Print what a worker of this machine would offer: `python -m workers.machine [DEVICE]`, for `repotune validate`.
+
+    One JSON object: device, device_name, memory_bytes and reason, or a problem.
+    """
+    try:
+        machine = find_machine(Device(sys.argv[1]) if len(sys.argv) > 1 else None)
+    except BackendUnavailable as error:
+        print(json.dumps({"problem": str(error)}))  # noqa: T201 - its output is what it is started for
+        return
+    told = ("device", "device_name", "memory_bytes", "reason")
+    print(json.dumps({name: getattr(machine, name) for name in told}))  # noqa: T201
+
+
 def _probe() -> dict[str, Any]:
     file = os.environ.get(PROBE_FILE)
     if file:
@@ -92,3 +106,7 @@ def _reason(device: Device, found: dict[str, Any], *, asked: bool) -> str:
     names = {Device.CUDA: "CUDA", Device.MPS: "Metal", Device.CPU: "CPU"}
     without = " and no ".join(names[name] for name in absent)
     return f"no {without} here, and {best[device]}." if absent else f"{best[device]}."
+
+
+if __name__ == "__main__":
+    main()

@@ -27,16 +27,26 @@ def submit(*, local: bool, wait: bool, dry_run: bool, as_json: bool, **flags: An
 
     The broker is the one that REPOTUNE_BROKER_URL names; with --local nothing needs to be set up.
     """
-    from queue_app.plan import make_plan
-
     request = read_request(**flags)
-    plan = make_plan(request)
+    plan = _checked(request, local=local, as_json=as_json)
     if dry_run:
         _dry_run(plan, local=local, as_json=as_json)
     elif local:
         _submit_local(request, plan, as_json=as_json)
     else:
         _submit(request, plan, wait=wait, as_json=as_json)
+
+
+def _checked(request: "Request", *, local: bool, as_json: bool) -> "Plan":
+    """What `validate` checks, too: a fail ends the command, a warning is told."""
+    from queue_app.preflight.checks import Preflight
+    from queue_app.preflight.line import Place
+    from queue_app.settings import load_settings
+
+    plan, warnings = Preflight(request, load_settings(), Place.HERE if local else Place.QUEUE).to_plan()
+    for line in warnings:
+        say(line.for_people(), as_json=as_json)
+    return plan
 
 
 def _dry_run(plan: "Plan", *, local: bool, as_json: bool) -> None:
@@ -72,9 +82,7 @@ def _submit(request: "Request", plan: "Plan", *, wait: bool, as_json: bool) -> N
 
 def _submit_local(request: "Request", plan: "Plan", *, as_json: bool) -> None:
     from queue_app.connection import connect_embedded
-    from queue_app.plan import refuse_unloadable
 
-    refuse_unloadable(plan)
     with connect_embedded() as connection:
         done = _record(request, plan, connection, as_json=as_json)
         finish_locally(done.training.id, connection, as_json=as_json)
