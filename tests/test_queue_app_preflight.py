@@ -412,3 +412,18 @@ def test_looking_that_breaks_is_a_sentence(monkeypatch, tmp_path):
     assert Looking("cpu").found() == {
         "problem": "Looking for devices failed: run `python -m workers.probe` to see why."
     }
+
+
+def test_what_was_found_is_handed_to_the_worker_of_this_machine(monkeypatch):
+    from queue_app.commands.submit import _known_to_the_worker
+
+    monkeypatch.delenv("REPOTUNE_PROBE", raising=False)
+    with _known_to_the_worker({"devices": [CPU]}):
+        assert json.loads(Path(os.environ["REPOTUNE_PROBE"]).read_text()) == {"devices": [CPU]}
+    assert "REPOTUNE_PROBE" not in os.environ
+
+
+def test_looking_tells_the_device_and_all_that_was_found(place):
+    found = Looking("any").found()
+    assert {name: found[name] for name in ("device", "device_name")} == {"device": "cpu", "device_name": "Some CPU"}
+    assert found["probe"]["absent"]["mps"] == "this is no Mac."

@@ -10,8 +10,8 @@ from typing import Any
 from backends.devices import GIB, Device, Machine, tier_for_memory
 from backends.errors import BackendUnavailable
 
-#: A path of a JSON file in the form that `workers.probe` prints: taken instead of probing. For tests only, which so
-#: stand a worker beside another one for a device that the machine lacks.
+#: A path of a JSON file in the form that `workers.probe` prints: taken instead of probing. `submit --local`, which has
+#: just looked, hands it to its worker; tests so stand a worker beside another one for a device that the machine lacks.
 PROBE_FILE = "REPOTUNE_PROBE"
 
 #: Among the versions of a machine: what its self-test said (`workers.device_test`).
@@ -34,7 +34,10 @@ def find_machine(device: Device | None = None, memory_gib: float | None = None) 
     Raises:
         BackendUnavailable: the device is not there, or nothing can be probed.
     """
-    found = _probe()
+    return _choose(_probe(), device, memory_gib)
+
+
+def _choose(found: dict[str, Any], device: Device | None, memory_gib: float | None = None) -> Machine:
     offers = {Device(offer["device"]): offer for offer in found["devices"]}
     chosen = device or next((candidate for candidate in _PREFERENCE if candidate in offers), None)
     if chosen is None or chosen not in offers:
@@ -68,15 +71,16 @@ def describe(machine: Machine) -> str:
 def main() -> None:
     """Print what a worker of this machine would offer: `python -m workers.machine [DEVICE]`, for `repotune validate`.
 
-    One JSON object: device, device_name, memory_bytes and reason, or a problem.
+    One JSON object: device, device_name, memory_bytes and reason, or a problem; and what was found of all devices.
     """
+    told: dict[str, Any] = {}
     try:
-        machine = find_machine(Device(sys.argv[1]) if len(sys.argv) > 1 else None)
+        found = told["probe"] = _probe()
+        machine = _choose(found, Device(sys.argv[1]) if len(sys.argv) > 1 else None)
+        told |= {name: getattr(machine, name) for name in ("device", "device_name", "memory_bytes", "reason")}
     except BackendUnavailable as error:
-        print(json.dumps({"problem": str(error)}))  # noqa: T201 - its output is what it is started for
-        return
-    told = ("device", "device_name", "memory_bytes", "reason")
-    print(json.dumps({name: getattr(machine, name) for name in told}))  # noqa: T201
+        told["problem"] = str(error)
+    print(json.dumps(told))  # noqa: T201 - its output is what it is started for
 
 
 def _probe() -> dict[str, Any]:

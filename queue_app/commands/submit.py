@@ -1,5 +1,9 @@
 """`repotune submit`, also `submit-job`: a repository in, a LoRA adapter out."""
 
+import json
+import os
+import tempfile
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -8,6 +12,8 @@ from queue_app.commands.options import finish, json_flag, print_json, say
 from queue_app.commands.request import read_request, request_flags
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from queue_app.connection import Connection
     from queue_app.plan import Plan, Request
     from queue_app.submission import Submission
@@ -28,25 +34,30 @@ def submit(*, local: bool, wait: bool, dry_run: bool, as_json: bool, **flags: An
     The broker is the one that REPOTUNE_BROKER_URL names; with --local nothing needs to be set up.
     """
     request = read_request(**flags)
-    plan = _checked(request, local=local, as_json=as_json)
+    plan, probe = _checked(request, local=local, as_json=as_json)
     if dry_run:
         _dry_run(plan, local=local, as_json=as_json)
     elif local:
-        _submit_local(request, plan, as_json=as_json)
+        _submit_local(request, plan, probe, as_json=as_json)
     else:
         _submit(request, plan, wait=wait, as_json=as_json)
 
 
-def _checked(request: "Request", *, local: bool, as_json: bool) -> "Plan":
-    """What `validate` checks, too: a fail ends the command, a warning is told."""
+def _checked(request: "Request", *, local: bool, as_json: bool) -> "tuple[Plan, dict[str, Any]]":
+    """What `validate` checks, too: a fail ends the command, a warning is told.
+
+    Returns:
+        The plan, and what was found on this machine where it was looked at.
+    """
     from queue_app.preflight.checks import Preflight
     from queue_app.preflight.line import Place
     from queue_app.settings import load_settings
 
-    plan, warnings = Preflight(request, load_settings(), Place.HERE if local else Place.QUEUE).to_plan()
+    checks = Preflight(request, load_settings(), Place.HERE if local else Place.QUEUE)
+    plan, warnings = checks.to_plan()
     for line in warnings:
         say(line.for_people(), as_json=as_json)
-    return plan
+    return plan, checks.probe
 
 
 def _dry_run(plan: "Plan", *, local: bool, as_json: bool) -> None:
@@ -80,12 +91,29 @@ def _submit(request: "Request", plan: "Plan", *, wait: bool, as_json: bool) -> N
         print_json({"job": done.training.id, "dataset_job": done.dataset.id, "state": done.training.state})
 
 
-def _submit_local(request: "Request", plan: "Plan", *, as_json: bool) -> None:
+def _submit_local(request: "Request", plan: "Plan", probe: dict[str, Any], *, as_json: bool) -> None:
     from queue_app.connection import connect_embedded
 
-    with connect_embedded() as connection:
+    with connect_embedded() as connection, _known_to_the_worker(probe):
         done = _record(request, plan, connection, as_json=as_json)
         finish_locally(done.training.id, connection, as_json=as_json)
+
+
+@contextmanager
+def _known_to_the_worker(probe: dict[str, Any]) -> "Iterator[None]":
+    """Spare the worker of this machine another look, which imports torch once more."""
+    variable = "REPOTUNE_PROBE"
+    if not probe or variable in os.environ:
+        yield
+        return
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".json") as file:
+        json.dump(probe, file)
+        file.flush()
+        os.environ[variable] = file.name
+        try:
+            yield
+        finally:
+            del os.environ[variable]
 
 
 def finish_locally(job_id: str, connection: "Connection", *, as_json: bool) -> None:

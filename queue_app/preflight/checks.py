@@ -3,12 +3,13 @@
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from backends.devices import ANY, Device
 from backends.errors import RepotuneError
 from jobs.repository import shown
 from jobs.spec import Config
-from queue_app.model_facts import ModelFacts, find_model_facts
+from queue_app.model_facts import find_model_facts
 from queue_app.plan import Code, Plan, Request, config_of_dataset, make_plan, read_code
 from queue_app.plan_text import model_line, needs_lines, source_line
 from queue_app.preflight.data import built_line, planned_line
@@ -20,15 +21,16 @@ from queue_app.settings import Settings
 
 
 class Preflight:
-    """The checks of one request. `plan` and `facts` are known once the lines before them were taken."""
+    """The checks of one request. `plan` and `probe` are known once their lines were taken."""
 
     def __init__(self, request: Request, settings: Settings, place: Place, dataset: Path | None = None) -> None:
         self.request = request
         self.plan: Plan | None = None
+        #: What `workers.probe` found on this machine; empty where nobody looked.
+        self.probe: dict[str, Any] = {}
         self._settings = settings
         self._place = place
         self._dataset = dataset
-        self._facts: ModelFacts | None = None
         self._access: Access | None = None
 
     def lines(self) -> Iterator[CheckLine]:
@@ -68,7 +70,7 @@ class Preflight:
         code, line = _code(self.request)
         yield line
         model = self.request.config.model
-        facts = self._facts = find_model_facts(model.name, model.revision)
+        facts = find_model_facts(model.name, model.revision)
         self._access = check_access(facts, model.revision, self._place)
         yield self._access.line
         if code is None:
@@ -95,7 +97,9 @@ class Preflight:
     def _machine(self, looking: Looking) -> Iterator[CheckLine]:
         yield power_line()
         yield temperature_line()
-        yield hardware_line(looking.found(), self.plan.needs if self.plan else (), self._place)
+        found = looking.found()
+        self.probe = found.get("probe", {})
+        yield hardware_line(found, self.plan.needs if self.plan else (), self._place)
 
 
 def _configuration(request: Request) -> CheckLine:
