@@ -1,13 +1,19 @@
 """Prometheus reads what a worker does, where a port was named."""
 
+import json
+import os
 import socket
+import subprocess
+import sys
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 
-from backends.devices import Device, Machine
+from backends.devices import GIB, Device, Machine
 from jobs.events import Checkpointed, Evaluated, Finished, Healed, StepDone
 from workers.gauges import Gauges, GaugesRefused
+from workers.watch import Watch
 
 MACHINE = Machine(device=Device.CPU, device_name='Some "CPU"', memory_bytes=1, reason="", versions={"python": "3"})
 
@@ -83,3 +89,33 @@ def test_a_port_that_is_taken_is_one_sentence(gauges):
         taken.listen()
         with pytest.raises(GaugesRefused, match="choose another REPOTUNE_METRICS_PORT"):
             gauges.serve("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_watched_trainer_tells_the_gauges_of_its_events(gauges):
+    gauges.began("training-abcd")
+    watch = Watch(SimpleNamespace(), lambda: None, SimpleNamespace(), SimpleNamespace(), gauges.heard)
+    watch._take(step().to_json())
+    assert gauges.registry.get_sample_value("repotune_job_step", {"job": "training-abcd"}) == 3
+
+
+@pytest.mark.slow
+def test_a_worker_shows_its_gauges_where_a_port_was_named(valkey_url, tmp_path):
+    cpu = {"device": "cpu", "device_name": "Some CPU", "memory_bytes": 8 * GIB}
+    (tmp_path / "probe.json").write_text(json.dumps({"devices": [cpu], "absent": {}, "versions": {}}))
+    port = free_port()
+    settings = {
+        "BROKER_URL": valkey_url,
+        "HOME": str(tmp_path),
+        "PROBE": str(tmp_path / "probe.json"),
+        "METRICS_PORT": str(port),
+    }
+    variables = {f"REPOTUNE_{name}": value for name, value in settings.items()}
+    command = [sys.executable, "-P", "-c", "from queue_app.cli import worker_main; worker_main()", "--name", "anna"]
+    with subprocess.Popen(command, env=os.environ | variables, stdout=subprocess.PIPE, text=True) as worker:
+        try:
+            assert any("is ready" in line for line in worker.stdout)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+        finally:
+            worker.terminate()
+    assert 'repotune_worker_info{device="cpu",device_name="Some CPU",worker="anna"} 1.0' in text
