@@ -22,7 +22,6 @@ from typing import Any
 
 from jobs.events import Evaluated, Event, Note, StepDone
 from jobs.metrics import FILE as METRICS
-from jobs.metrics import read_metrics
 from jobs.run import Run
 from jobs.spec import Config
 
@@ -240,9 +239,12 @@ def _finite(numbers: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _steps_before(session: Session) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` up to the checkpoint; the training may be writing one beyond meanwhile."""
     if not session.step:
         return []
-    return [line for line in read_metrics(session.output / METRICS) if line["step"] <= session.step]
+    written = (session.output / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = [json.loads(line) for line in written if line.endswith("\n")]
+    return [line for line in lines if line["step"] <= session.step]
 
 
 def _parameters(config: Config) -> dict[str, Any]:

@@ -119,6 +119,8 @@ def test_a_run_resumed_on_another_machine_gets_the_steps_before(tmp_path):
     metrics = Metrics(tmp_path / "metrics.jsonl")
     for number in (1, 2):
         metrics.append(step(number, loss=float(number)))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')  # as it may be while the training writes it
     feed = opened(tmp_path, "tensorboard", runs={"tensorboard": "repotune"}, at=2)
     feed.heard(step(3, loss=3.0))
     feed.close()
