@@ -93,7 +93,7 @@ def test_a_port_that_is_taken_is_one_sentence(gauges):
 
 def test_a_watched_trainer_tells_the_gauges_of_its_events(gauges):
     gauges.began("training-abcd")
-    watch = Watch(SimpleNamespace(), lambda: None, SimpleNamespace(), SimpleNamespace(), gauges.heard)
+    watch = Watch(SimpleNamespace(pid=os.getpid()), lambda: None, SimpleNamespace(), SimpleNamespace(), gauges.heard)
     watch._take(step().to_json())
     assert gauges.registry.get_sample_value("repotune_job_step", {"job": "training-abcd"}) == 3
 
