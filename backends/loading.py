@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from backends import adapters, attention, checkpointing, hardware, models
+from backends import adapters, attention, checkpointing, hardware, models, soundness
 from backends.contract import LoadedModel, ModelRequest
 from backends.devices import Device
 from backends.errors import BackendUnavailable
@@ -44,6 +44,7 @@ def load_model(request: ModelRequest, precision: Precision, quantization_config:
         quantization_config=quantization_config,
         attention=choose,
     )
+    soundness.refuse_unsound(base, request.name)
     model = adapters.attach(base, request.adapter, request.seed)
     # A cache of keys and values is of no use in training, and hides the bounds of packed documents from the mask.
     model.config.use_cache = False

@@ -238,9 +238,23 @@ def _read_config(name: str, folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
+        _refuse_own_code(name, folder, error)
         raise ModelNotLoadable(f"The configuration of {name} cannot be read: {first_line(error)}") from error
     _check_causal(name, config)
     return config
+
+
+def _refuse_own_code(name: str, folder: Path, error: Exception) -> None:
+    """Say so where a configuration cannot be read because it names code of its own."""
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map")
+    except (AttributeError, OSError, ValueError):
+        return
+    if named:
+        raise ModelNotLoadable(
+            f"The model {name} needs program code that comes with it (trust_remote_code; auto_map in its config.json), "
+            "and repotune never runs such code: choose a model of an architecture that transformers knows."
+        ) from error
 
 
 def _check_causal(name: str, config: Any) -> None:

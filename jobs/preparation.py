@@ -9,7 +9,7 @@ import accelerate
 import torch
 from accelerate.state import AcceleratorState
 
-from backends import allocator
+from backends import allocator, models, soundness
 from backends.contract import AdapterRequest, Backend, LoadedModel, ModelRequest
 from backends.devices import Device
 from backends.errors import BackendUnavailable
@@ -51,6 +51,7 @@ def prepare(
     context.emit(StageStarted(stage="load model", message=f"{config.model.name} ({backend.name})"))
     optimization, training = config.optimization, config.training
     refuse_unavailable(optimization, device, resumes=known is not None)
+    _refuse_unfit(config, data, context)
     plan = plan_training(
         config,
         device,
@@ -133,6 +134,15 @@ def _model_request(config: Config, device: Device, known: Snapshot | None, *, ch
         gradient_checkpointing=checkpointing,
         seed=config.training.seed,
     )
+
+
+def _refuse_unfit(config: Config, data: PackedDataset, context: JobContext) -> None:
+    """Say before a model is loaded that the dataset's rows are not for it."""
+    name, revision = config.model.name, config.model.revision
+    warning = soundness.refuse_long_rows(models.load_config(name, revision), data.sequence_length, name)
+    if warning:
+        context.emit(Note(level="warning", message=warning))
+    soundness.refuse_other_tokenizer(data.manifest, name, revision)
 
 
 def _refuse_other_vocabulary(data: PackedDataset, loaded: LoadedModel) -> None:

@@ -54,7 +54,7 @@ def test_a_configuration_that_transformers_does_not_know_is_told(folder_with_con
 
 def test_code_that_came_with_a_model_is_never_run(folder_with_config):
     name = folder_with_config(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}}))
-    with pytest.raises(ModelNotLoadable, match=r"cannot be read.*custom code"):
+    with pytest.raises(ModelNotLoadable, match=r"program code .*trust_remote_code.*never runs such code"):
         models.load_config(name)
 
 
