@@ -10,6 +10,7 @@ from typing import Any
 from backends.contract import AdapterRequest
 from backends.errors import ModelNotLoadable
 from backends.gguf_cache import first_line
+from backends.shape import adapted_layers, read_shape
 
 
 def attach(model: Any, request: AdapterRequest, seed: int) -> Any:
@@ -47,12 +48,15 @@ def attach(model: Any, request: AdapterRequest, seed: int) -> Any:
 def _fresh(model: Any, request: AdapterRequest) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    targets = request.target_modules
+    targets, layers = request.target_modules, _layers(model, request.layers)
+    if layers and targets == "all-linear":
+        targets = tuple(sorted(_linear_names(model)))  # PEFT takes numbers of layers with names only
     config = LoraConfig(
         r=request.rank,
         lora_alpha=request.alpha,
         lora_dropout=request.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        layers_to_transform=layers,
         use_rslora=request.rslora,
         use_dora=request.dora,
         bias="none",
@@ -66,6 +70,17 @@ def _fresh(model: Any, request: AdapterRequest) -> Any:
             f"The adapter's target modules ({names}) do not fit this model: {first_line(error)} "
             f"Use all-linear, or names among {', '.join(sorted(_linear_names(model)))}."
         ) from error
+
+
+def _layers(model: Any, chosen: str | tuple[int, ...]) -> list[int] | None:
+    """The numbers of the decoder layers that get an adapter; None for all of them."""
+    if chosen == "all":
+        return None
+    try:
+        layers = read_shape(model.config).layers
+    except ValueError as error:
+        raise ModelNotLoadable(f"The layers to adapt cannot be counted: {error} Set lora.layers to all.") from error
+    return list(adapted_layers(layers, chosen))
 
 
 def _resumed(model: Any, folder: Path, dropout: float) -> Any:

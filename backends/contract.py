@@ -21,6 +21,8 @@ class AdapterRequest:
     dropout: float = 0.0
     #: "all-linear" or module names, as PEFT takes them.
     target_modules: str | tuple[str, ...] = "all-linear"
+    #: Decoder layers that get one: "all", "last:N" or numbers from 0.
+    layers: str | tuple[int, ...] = "all"
     rslora: bool = False
     #: Learn direction and magnitude of each row apart (DoRA).
     dora: bool = False

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from backends.shape import Linear, Shape, adapted_linears, read_shape
+from backends.shape import Linear, Shape, adapted_layers, adapted_linears, read_shape
 
 MIB = 1024**2
 
@@ -74,6 +74,10 @@ class Recipe:
     rank: int = 32
     #: all-linear, or names of the layers that get an adapter. Another pattern counts as all-linear.
     target: str | tuple[str, ...] = "all-linear"
+    #: Decoder layers that get an adapter: all, last:N or numbers.
+    layers: str | tuple[int, ...] = "all"
+    #: Whether a moving average of the adapter is kept.
+    ema: bool = False
     dora: bool = False
     #: Whether there is dropout on the adapters' inputs.
     dropout: bool = False
@@ -119,7 +123,7 @@ class MemoryEstimate:
 
     #: Base model: quantised layers with their scales, embedding, head, norms, biases.
     weights: int
-    #: Adapter weights and their gradients.
+    #: Adapter weights, their gradients, and their moving average where there is one.
     adapters: int
     #: State of the optimizer.
     optimizer: int
@@ -161,12 +165,14 @@ def estimate(model_config: Any, recipe: Recipe) -> MemoryEstimate:
         recipe: How it is trained.
 
     Raises:
+        ModelNotLoadable: the model lacks a decoder layer that is to get an adapter.
         ValueError: the configuration lacks a size, or quantization or optimizer are unknown.
     """
     shape = read_shape(model_config)
     adapted = adapted_linears(shape, recipe.target)
     weights = _weights(shape, recipe)
-    adapter = adapter_size(adapted, recipe) * shape.layers
+    layers = len(adapted_layers(shape.layers, recipe.layers))
+    adapter = adapter_size(adapted, recipe) * layers
     activations = recipe.tokens * _activations_per_token(shape, adapted, recipe)
     attention = _attention(shape, recipe)
     working = max(
@@ -177,8 +183,8 @@ def estimate(model_config: Any, recipe: Recipe) -> MemoryEstimate:
     working += _scratch(shape, recipe) + _holes(shape, recipe)
     return MemoryEstimate(
         weights=weights,
-        adapters=adapter * _ADAPTER_BYTES,
-        optimizer=shape.layers * sum(_optimizer_bytes(one, recipe) for one in adapted),
+        adapters=adapter * (_ADAPTER_BYTES + (_FP32 if recipe.ema else 0)),
+        optimizer=layers * sum(_optimizer_bytes(one, recipe) for one in adapted),
         activations=activations,
         attention=attention,
         working=max(working, _loading(shape, recipe) - activations - attention),
@@ -248,9 +254,15 @@ def _activations_per_token(shape: Shape, adapted: tuple[Linear, ...], recipe: Re
     kept = _kept_per_token(shape, adapted, recipe)
     # The last norm's input, and the cosines and sines of the positions.
     once = (shape.hidden + 2 * shape.head_size) * recipe.width
+    depth = _depth(shape, recipe)
     if not recipe.checkpointing:
-        return shape.layers * kept + once
-    return shape.layers * shape.hidden * recipe.width + kept + once
+        return depth * kept + once
+    return depth * shape.hidden * recipe.width + kept + once
+
+
+def _depth(shape: Shape, recipe: Recipe) -> int:
+    """Decoder layers that gradients pass: from the lowest with an adapter up; below it nothing is kept."""
+    return shape.layers - adapted_layers(shape.layers, recipe.layers)[0]
 
 
 def _kept_per_token(shape: Shape, adapted: tuple[Linear, ...], recipe: Recipe) -> int:
@@ -318,7 +330,7 @@ def _attention(shape: Shape, recipe: Recipe) -> int:
     if recipe.blocked:
         return _blocked_attention(shape, recipe)
     pairs = recipe.micro_batch * recipe.sequence_length**2
-    layers = 1 if recipe.checkpointing else shape.layers
+    layers = 1 if recipe.checkpointing else _depth(shape, recipe)
     # The mask of packed documents as numbers to add to the scores, made and kept by every layer; recomputing keeps
     # what it is made from.
     masks = pairs * (recipe.width * layers + (1 if recipe.checkpointing else 0))
@@ -329,7 +341,7 @@ def _attention(shape: Shape, recipe: Recipe) -> int:
 
 def _blocked_attention(shape: Shape, recipe: Recipe) -> int:
     """One fp32 number per query and head, beside what `_kept_by_attention` counts."""
-    return (1 if recipe.checkpointing else shape.layers) * recipe.tokens * shape.heads * _FP32
+    return (1 if recipe.checkpointing else _depth(shape, recipe)) * recipe.tokens * shape.heads * _FP32
 
 
 def _attention_working(shape: Shape, recipe: Recipe) -> int:

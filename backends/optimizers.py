@@ -43,6 +43,12 @@ def check(name: str, device: Device) -> str | None:
 def make(name: str, parameters: Iterable[Any], *, learning_rate: float, weight_decay: float) -> Any:
     """The optimizer `name` over `parameters`, all of one device.
 
+    Args:
+        name: adamw, adamw8bit or adafactor.
+        parameters: Them, or groups of them as torch takes groups: a mapping with the key `params` each.
+        learning_rate: Of all of them.
+        weight_decay: Decoupled; of all of them.
+
     Returns:
         A `torch.optim.Optimizer`. Its state holds, for each parameter, tensors and integers only.
 
@@ -57,7 +63,8 @@ def make(name: str, parameters: Iterable[Any], *, learning_rate: float, weight_d
     if name == "adafactor":
         return torch.optim.Adafactor(parameters, lr=learning_rate, weight_decay=weight_decay, eps=_ADAFACTOR_EPS)
     if name == "adamw8bit":
-        sentence = check(name, Device(parameters[0].device.type))
+        first = parameters[0]["params"][0] if isinstance(parameters[0], dict) else parameters[0]
+        sentence = check(name, Device(first.device.type))
         if sentence is not None:
             raise BackendUnavailable(sentence)
         return _adamw8bit(parameters, learning_rate, weight_decay)

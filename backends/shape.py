@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from backends.errors import ModelNotLoadable
+
 #: Families whose MLP is two matrices around an activation; all others multiply the activation by a third (a gate).
 _PLAIN_MLP = frozenset(
     (
@@ -176,6 +178,31 @@ def _size(get: Callable[..., Any], *names: str) -> int:
     if value is None:
         raise ValueError(f"The model's configuration has no {names[0]}.")
     return int(value)
+
+
+def adapted_layers(layers: int, chosen: str | Iterable[int]) -> tuple[int, ...]:
+    """The numbers of the decoder layers that get an adapter, the lowest first.
+
+    Args:
+        layers: Of the model.
+        chosen: all, last:N or numbers from 0.
+
+    Raises:
+        ModelNotLoadable: the model has no such layer.
+    """
+    if chosen == "all":
+        return tuple(range(layers))
+    if isinstance(chosen, str):
+        count = int(chosen.removeprefix("last:"))
+        if count > layers:
+            raise ModelNotLoadable(f"The model has {layers} decoder layers: set lora.layers to last:{layers} at most.")
+        return tuple(range(layers - count, layers))
+    numbers = tuple(sorted(chosen))
+    if numbers[-1] >= layers:
+        raise ModelNotLoadable(
+            f"The model has no decoder layer {numbers[-1]}: set lora.layers to numbers from 0 to {layers - 1}."
+        )
+    return numbers
 
 
 def adapted_linears(shape: Shape, target: str | Iterable[str]) -> tuple[Linear, ...]:

@@ -8,7 +8,7 @@ machine has measured its own (`backends.calibration`), and real steps replace bo
 from dataclasses import dataclass
 
 from backends.memory import Recipe, adapter_size
-from backends.shape import Shape, adapted_linears
+from backends.shape import Shape, adapted_layers, adapted_linears
 
 #: Share of the measured product rate that a training reached in the measured runs: the lowest and the highest.
 SHARE_OF_RATE = (0.35, 0.9)
@@ -55,18 +55,21 @@ def work_per_token(shape: Shape, recipe: Recipe) -> Work:
 
     A token attends to half the row on average, in its own document to less: this is the upper bound, and small.
     """
+    chosen = adapted_layers(shape.layers, recipe.layers)
+    # Gradients end at the lowest layer with an adapter.
+    depth = (shape.layers - chosen[0]) / shape.layers
     layers = 2.0 * shape.layers * sum(_active_size(shape, linear.size, linear.count) for linear in shape.linears)
     head = 2.0 * shape.hidden * shape.vocabulary
-    adapters = 2.0 * shape.layers * adapter_size(adapted_linears(shape, recipe.target), recipe)
+    adapters = 2.0 * len(chosen) * adapter_size(adapted_linears(shape, recipe.target), recipe)
     scores = 2.0 * shape.layers * 2 * shape.heads * shape.head_size * recipe.sequence_length / 2
-    again = layers + adapters + scores if recipe.checkpointing else 0.0
+    again = depth * (layers + scores) + adapters if recipe.checkpointing else 0.0
     # Forward twice the work, backward four times: gradients of scores and values are two products each.
     return Work(
         forward=layers + head,
-        backward=layers + head,
+        backward=depth * layers + head,
         recomputation=again,
         adapters=3 * adapters,
-        attention=3 * scores,
+        attention=(1 + 2 * depth) * scores,
     )
 
 

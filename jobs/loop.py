@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from jobs.context import JobContext
 from jobs.events import Note, StageStarted, StepDone
+from jobs.incident import Incident
 from jobs.measuring import measure_if_due
 from jobs.metrics import Speed
 from jobs.order import Position
@@ -14,6 +15,7 @@ from jobs.run import REMEDY, Diverged, Run, Step
 from jobs.saving import leave, save_checkpoint
 from jobs.schedule import make_rate
 from jobs.stepping import optimizer_step
+from jobs.stopping import Verdict, suggestion
 
 #: Skipped steps in a row after which a run is given up. With a gradient scaler the first steps of a healthy run
 #: overflow until the scale fits: from 65536 down to 1 takes 16.
@@ -22,16 +24,23 @@ MAX_SKIPPED_WITH_SCALER = 20
 
 
 def run_steps(run: Run) -> None:
-    """Train to the last step, measuring and saving where it is due.
+    """Train to the last step, measuring and saving where it is due; the model is then what is to be published.
 
     Raises:
-        Diverged: the numbers are no longer finite.
+        Diverged: the numbers are no longer finite, or far worse than at the start.
         StopRequested: asked to leave; a checkpoint was saved if there was anything to save.
     """
+    _train(run)
+    if run.ema is not None:
+        run.ema.settle()
+
+
+def _train(run: Run) -> None:
     state, order, context = run.state, run.order, run.context
     rate = make_rate(run.config.optimization, order.total_steps)
     speed = Speed()
-    measure_if_due(run)
+    if _has_ended(run):
+        return
     _tell_start(run)
     for numbers, position in order.steps_from(state.position):
         lr = rate.at(state.step + 1)
@@ -42,11 +51,60 @@ def run_steps(run: Run) -> None:
         _tell_step(run, step, lr, speed)
         if not step.is_finite:
             _tell_skipped(run)
+        _watch(run, run.watchdog.stepped(step.loss, _base_loss(run)))
         if context.should_stop():
             leave(run)
         if run.clock.is_due(state.step) or state.step == order.total_steps:
             save_checkpoint(run)
-        measure_if_due(run)
+        if _has_ended(run):
+            return
+
+
+def _has_ended(run: Run) -> bool:
+    """Measure where it is due; whether early stopping ends the run here, or ended it before it was resumed."""
+    had_stopped = run.watchdog.has_stopped
+    with run.averaged():
+        measured = measure_if_due(run)
+    if measured is None:
+        return had_stopped
+    verdict = run.watchdog.measured(measured, _base_loss(run))
+    _watch(run, verdict)
+    if verdict is Verdict.STOP_EARLY and run.state.step < run.order.total_steps:
+        _stop_early(run)
+        return True
+    return False
+
+
+def _stop_early(run: Run) -> None:
+    """Tell of it, and save the state that knows."""
+    measurements = run.config.training.early_stopping
+    message = (
+        f"Stopped early after step {run.state.step} of {run.order.total_steps}: the held-out loss did not fall in "
+        f"{measurements} measurements in a row"
+    )
+    _happened(run, "stopped_early", message, level="info")
+    save_checkpoint(run)
+
+
+def _watch(run: Run, verdict: Verdict) -> None:
+    """Keep what the watchdog has seen, and end a run that has diverged."""
+    run.state.stopping = run.watchdog.saved()
+    if verdict is Verdict.DIVERGED:
+        raise Diverged(
+            f"The training diverged by step {run.state.step}: its loss is far above that of the model that it began "
+            f"with. To try again, {suggestion(run.config)}."
+        )
+
+
+def _base_loss(run: Run) -> float | None:
+    """Held-out loss of the model that the run began with; None where it is not measured yet."""
+    return next((one.loss for one in run.state.measurements if one.step == 0), None)
+
+
+def _happened(run: Run, kind: str, message: str, *, level: str) -> None:
+    """Tell of something that the curve does not, and keep it."""
+    run.state.incidents.append(Incident(kind=kind, step=run.state.step, message=message).to_json())
+    run.context.emit(Note(level=level, message=message))
 
 
 def _tell_start(run: Run) -> None:
@@ -60,7 +118,7 @@ def _tell_start(run: Run) -> None:
 
 
 def _count(run: Run, step: Step, position: Position) -> None:
-    """Move the state on by one step."""
+    """Move the state, and the average of the adapter, on by one step."""
     state = run.state
     state.step += 1
     state.position = position
@@ -68,6 +126,8 @@ def _count(run: Run, step: Step, position: Position) -> None:
     state.seconds += step.seconds
     state.skipped += not step.is_finite
     state.skipped_in_a_row = 0 if step.is_finite else state.skipped_in_a_row + 1
+    if run.ema is not None and step.is_finite:
+        run.ema.update()
 
 
 def _tell_step(run: Run, step: Step, lr: float, speed: Speed) -> None:

@@ -16,19 +16,10 @@ NOT_YET = frozenset(
         "evaluation.resamples",
         "evaluation.rows",
         "evaluation.samples",
-        "lora.layers",
-        "optimization.decay_ratio",
-        "optimization.lora_plus_ratio",
-        "optimization.min_ratio",
-        "optimization.schedule",
         "output.keep_best",
         "output.publish",
         "training.checkpoint_async",
         "training.compile",
-        "training.early_stopping",
-        "training.early_stopping_delta",
-        "training.ema",
-        "training.neftune_alpha",
     }
 )
 

@@ -4,6 +4,7 @@ By name and not by number, so that a run begun on one machine goes on under anot
 several parameters share (the tables of 8-bit codes) is written once.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,25 @@ def make_optimizer(model: Any, section: OptimizationSection) -> Any:
     """The optimizer that the configuration names, over the adapter; the base has no part in it."""
     return optimizers.make(
         section.optimizer,
-        trainable(model).values(),
+        _groups(model, section.lora_plus_ratio),
         learning_rate=section.learning_rate,
         weight_decay=section.weight_decay,
     )
+
+
+def _groups(model: Any, ratio: float | None) -> list[dict[str, Any]]:
+    """The parameters, those that LoRA+ moves faster apart: B, which starts at zero (Hayou et al. 2024)."""
+    parameters = trainable(model)
+    if ratio is None:
+        return [{"params": list(parameters.values())}]
+    faster = [parameter for name, parameter in parameters.items() if _is_b(name)]
+    others = [parameter for name, parameter in parameters.items() if not _is_b(name)]
+    return [{"params": others}, {"params": faster, "factor": ratio}]
+
+
+def _is_b(name: str) -> bool:
+    """Whether PEFT calls a parameter so that it is the second matrix of an adapter."""
+    return ".lora_B." in name or ".lora_embedding_B." in name
 
 
 def set_rate(optimizer: Any, lr: float) -> None:
@@ -76,7 +92,7 @@ def load_optimizer(optimizer: Any, model: Any, folder: Path) -> None:
         CheckpointDamaged: the state belongs to other parameters.
     """
     parameters = trainable(model)
-    numbers = {name: number for number, name in enumerate(parameters)}
+    numbers = _numbers(optimizer, parameters)
     states: dict[int, dict[str, Any]] = {}
     tables: dict[str, torch.Tensor] = {}
     for full_name, tensor in load_file(folder / FILE).items():
@@ -92,6 +108,13 @@ def load_optimizer(optimizer: Any, model: Any, folder: Path) -> None:
             state.update(tables)
     if states:
         optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _numbers(optimizer: Any, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, int]:
+    """The number under which torch keeps the state of each parameter: it counts group by group."""
+    places = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    by_parameter = {place: number for number, place in enumerate(places)}
+    return {name: by_parameter[id(parameter)] for name, parameter in parameters.items()}
 
 
 def _value(tensor: torch.Tensor) -> torch.Tensor | int:

@@ -13,8 +13,9 @@ from backends import allocator, models, soundness
 from backends.contract import AdapterRequest, Backend, LoadedModel, ModelRequest
 from backends.devices import Device
 from backends.errors import BackendUnavailable
-from jobs import snapshot
+from jobs import neftune, snapshot
 from jobs.context import JobContext
+from jobs.ema import Ema
 from jobs.events import Note, StageStarted
 from jobs.execution import Execution
 from jobs.expectation import Expectation
@@ -30,6 +31,7 @@ from jobs.schedule import CheckpointClock
 from jobs.shards import PackedDataset
 from jobs.snapshot import Identity, Snapshot, TrainingState
 from jobs.spec import Config, InvalidSpec
+from jobs.stopping import Watchdog
 
 
 def prepare(
@@ -70,6 +72,10 @@ def prepare(
     seed_everything(training.seed)
     if known:
         known.restore(optimizer, loaded.model, accelerator.scaler)
+    neftune.install(loaded.model, training.neftune_alpha)
+    ema = Ema.of(loaded.model, training.ema)
+    if ema and known:
+        ema.load(known.path)
     state = known.state if known else TrainingState()
     execution = _execution(config, device, plan, loaded)
     state.execution = execution.to_json()
@@ -89,6 +95,8 @@ def prepare(
         state=state,
         expectation=Expectation.of(plan, loaded, order.total_steps * identity.effective_batch, context.calibration),
         execution=execution,
+        watchdog=Watchdog.of(config, state.stopping),
+        ema=ema,
     )
 
 
@@ -123,6 +131,7 @@ def _model_request(config: Config, device: Device, known: Snapshot | None, *, ch
             alpha=lora.alpha,
             dropout=lora.dropout,
             target_modules=lora.target_modules,
+            layers=lora.layers,
             rslora=lora.rslora,
             dora=lora.dora,
             resume_from=known.path / snapshot.ADAPTER if known else None,

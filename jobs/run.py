@@ -1,12 +1,14 @@
 """One training run: what its parts share from the first step to the last, what a step comes to, and how it can fail."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from backends.contract import LoadedModel
 from backends.errors import RepotuneError
 from jobs.context import JobContext
+from jobs.ema import Ema
 from jobs.execution import Execution
 from jobs.expectation import Expectation
 from jobs.loss import NextTokenLoss
@@ -16,6 +18,7 @@ from jobs.schedule import CheckpointClock
 from jobs.shards import PackedDataset
 from jobs.snapshot import Identity, TrainingState
 from jobs.spec import Config
+from jobs.stopping import Watchdog
 
 #: What to do about a run that gives no finite numbers, to end a sentence with.
 REMEDY = "lower optimization.learning_rate, or check that the model gives finite numbers on this device."
@@ -47,6 +50,13 @@ class Run:
     state: TrainingState
     expectation: Expectation
     execution: Execution
+    watchdog: Watchdog
+    #: None where no average is asked for.
+    ema: Ema | None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model is what will be published: the average of the adapter where there is one."""
+        return nullcontext() if self.ema is None else self.ema.applied()
 
 
 @dataclass(frozen=True, kw_only=True)

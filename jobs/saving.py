@@ -25,6 +25,7 @@ def save_checkpoint(run: Run) -> None:
             optimizer=run.optimizer,
             scaler=run.accelerator.scaler,
             metrics_so_far=run.metrics.content(),
+            ema=run.ema,
         )
 
     folder = run.context.output / CHECKPOINTS

@@ -5,6 +5,7 @@
     state.json             step, tokens, data position, measurements, gradient scaler, what the run is of
     random.json            the state of every random generator
     metrics.jsonl          the lines of every step so far
+    ema.safetensors        the weights as trained, where the adapter is their moving average
 
 Nothing is pickled and nothing names a device, so a job that began on one machine goes on on another.
 """
@@ -12,6 +13,7 @@ Nothing is pickled and nothing names a device, so a job that began on one machin
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 from jobs import metrics
 from jobs.adapter import save_adapter
 from jobs.checkpoint import CheckpointDamaged, newest_whole, step_of, steps, write_json
+from jobs.ema import Ema
 from jobs.evaluation import HeldOut
 from jobs.optimizer import load_optimizer, save_optimizer
 from jobs.order import Position
@@ -165,9 +168,13 @@ def write_snapshot(
     optimizer: Any,
     scaler: Any,
     metrics_so_far: bytes,
+    ema: Ema | None = None,
 ) -> None:
     """Fill `folder` with all that a resumed run needs."""
-    save_adapter(model, folder / ADAPTER, config)
+    with nullcontext() if ema is None else ema.applied():
+        save_adapter(model, folder / ADAPTER, config)
+    if ema is not None:
+        ema.save(folder)
     save_optimizer(optimizer, model, folder)
     write_json(folder / RANDOM, random_state())
     (folder / metrics.FILE).write_bytes(metrics_so_far)

@@ -19,8 +19,8 @@ from jobs.context import JobContext, OutputExists
 from jobs.events import Note
 from jobs.loop import run_steps
 from jobs.preparation import prepare
-from jobs.results import save_results
-from jobs.run import OutOfMemory
+from jobs.results import report_divergence, save_results
+from jobs.run import Diverged, OutOfMemory
 from jobs.saving import CHECKPOINTS
 from jobs.shards import open_dataset
 from jobs.sinks import feeding
@@ -56,6 +56,7 @@ def train(  # noqa: PLR0917 - callers name them
 
     Raises:
         OutputExists: the output holds a run already and `resume_from` is None.
+        Diverged: the report shows the curve, the checkpoints stay.
         OutOfMemory: halve the micro-batch and resume.
         StopRequested: `context.should_stop()`; a checkpoint was saved if there was anything to save.
         RepotuneError: anything else that a person can act on.
@@ -77,7 +78,11 @@ def train(  # noqa: PLR0917 - callers name them
             micro_batch_divisor=micro_batch_divisor,
         )
         with feeding(run):
-            run_steps(run)
+            try:
+                run_steps(run)
+            except Diverged as error:
+                report_divergence(run, str(error))
+                raise
             return save_results(run)
 
 

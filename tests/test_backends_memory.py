@@ -175,6 +175,24 @@ def test_fewer_targets_need_less_and_unknown_ones_count_as_all():
     assert estimate(STARCODER2_3B, target=("something",)).adapters == everything
 
 
+@pytest.mark.parametrize("layers", ["last:1", (0,), (1,)])
+def test_chosen_layers_count_and_those_below_them_keep_nothing(layers, tmp_path):
+    config = CONFIGS["llama"]
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    adapter = AdapterRequest(rank=4, alpha=8, layers=layers)
+    loaded = open_backend("none", Device.CPU).load(ModelRequest(name=str(tmp_path), adapter=adapter, device=Device.CPU))
+    recipe = {"quantization": "none", "rank": 4, "sequence_length": 256, "checkpointing": False, "layers": layers}
+    parts = estimate(config, **recipe)
+    assert parts.adapters == 8 * sum(one.numel() for one in loaded.model.parameters() if one.requires_grad)
+    kept = kept_bytes(loaded.model.train(), 256)
+    assert parts.activations + parts.attention == pytest.approx(kept, rel=0.1)
+    assert parts.total < estimate(config, **recipe | {"layers": "all"}).total
+
+
+def test_an_average_of_the_adapter_takes_four_bytes_a_weight():
+    assert estimate(STARCODER2_3B, ema=True).adapters == 12 / 8 * estimate(STARCODER2_3B).adapters
+
+
 def test_a_configuration_without_a_size_is_refused():
     with pytest.raises(ValueError, match="no hidden_size"):
         estimate({"model_type": "llama"})

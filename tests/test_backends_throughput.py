@@ -32,6 +32,16 @@ def test_recomputing_costs_a_forward_pass_without_the_head():
     assert work.recomputation == pytest.approx(work.forward - head + work.adapters / 3 + work.attention / 3)
 
 
+def test_gradients_end_at_the_lowest_layer_with_an_adapter():
+    work, half = (work_per_token(SHAPE, Recipe(layers=layers)) for layers in ("all", "last:15"))
+    head = 2 * 49152 * 3072
+    assert half.forward == work.forward
+    assert half.backward - head == pytest.approx((work.backward - head) / 2)
+    assert half.adapters == pytest.approx(work.adapters / 2)
+    assert half.recomputation == pytest.approx(work.recomputation / 2)
+    assert half.attention == pytest.approx(work.attention * 2 / 3)
+
+
 def test_operations_are_those_that_torch_counts_in_a_real_model():
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModelForCausalLM, LlamaConfig

@@ -98,9 +98,9 @@ def test_where_nothing_helps_the_model_is_too_large():
 def test_every_choice_of_the_configuration_that_memory_depends_on_reaches_the_recipe():
     sections = {
         "quantization": {"kind": "int8", "group_size": "row"},
-        "lora": {"rank": 5, "dora": True, "dropout": 0.1, "target_modules": ["q_proj"]},
+        "lora": {"rank": 5, "dora": True, "dropout": 0.1, "target_modules": ["q_proj"], "layers": "last:2"},
         "optimization": {"micro_batch": 3, "optimizer": "adafactor"},
-        "training": {"gradient_checkpointing": "off", "attention": "blocked"},
+        "training": {"gradient_checkpointing": "off", "attention": "blocked", "ema": 0.9},
     }
     recipe = recipe_of(Config.model_validate(sections), Device.CPU, 512)
     assert recipe == Recipe(
@@ -109,6 +109,8 @@ def test_every_choice_of_the_configuration_that_memory_depends_on_reaches_the_re
         dora=True,
         dropout=True,
         target=("q_proj",),
+        layers="last:2",
+        ema=True,
         micro_batch=3,
         optimizer="adafactor",
         checkpointing=False,

@@ -262,6 +262,48 @@ def test_an_unknown_name_is_a_sentence():
         optimizers.make("sgd", [nn.Parameter(torch.zeros(2))], learning_rate=1.0, weight_decay=0.0)
 
 
+class TwoNames(nn.Module):
+    """Parameters named as PEFT names them, B before A: groups count them in another order than the model does."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(17)
+        self.one, self.two = (
+            nn.ModuleDict(
+                {
+                    "lora_B": nn.ModuleDict({"default": nn.Linear(64, 96, bias=False)}),
+                    "lora_A": nn.ModuleDict({"default": nn.Linear(96, 64, bias=False)}),
+                }
+            )
+            for _ in range(2)
+        )
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 10)
+
+    def forward(self, x):
+        for part in (self.one, self.two):
+            x = x + part["lora_B"]["default"](part["lora_A"]["default"](x))
+        return x
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_of_groups_goes_back_to_its_own_parameters(tmp_path, name):
+    model, again = TwoNames(), TwoNames()
+    chosen = section(name, lora_plus_ratio=8.0)
+    optimizer = make_optimizer(model, chosen)
+    run_steps(model, optimizer, range(3))
+    save_optimizer(optimizer, model, tmp_path)
+    again.load_state_dict(model.state_dict())
+    fresh = make_optimizer(again, chosen)
+    load_optimizer(fresh, again, tmp_path)
+    assert [group.get("factor", 1.0) for group in fresh.param_groups] == [1.0, 8.0]
+    run_steps(model, optimizer, range(3, 6))
+    run_steps(again, fresh, range(3, 6))
+    for parameter, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert same(parameter, other)
+
+
 def test_a_group_with_a_factor_learns_so_many_times_as_fast():
     parameters = [{"params": [nn.Parameter(torch.ones(1))]}, {"params": [nn.Parameter(torch.ones(1))], "factor": 16.0}]
     optimizer = torch.optim.SGD(parameters, lr=1.0)

@@ -152,6 +152,14 @@ def test_targets_that_match_nothing_are_refused_with_those_that_would(tmp_path, 
         run(tmp_path, tiny_model_folder, write_dataset(tmp_path / "dataset"), target_modules=["nonsense"])
 
 
+@pytest.mark.parametrize(
+    ("layers", "said"), [("last:3", "2 decoder layers.*last:2"), ([0, 2], "no decoder layer 2.*from 0 to 1")]
+)
+def test_layers_that_the_model_lacks_are_refused(tmp_path, tiny_model_folder, layers, said):
+    with pytest.raises(ModelNotLoadable, match=said):
+        run(tmp_path, tiny_model_folder, write_dataset(tmp_path / "dataset"), layers=layers)
+
+
 def test_a_rank_of_zero_names_the_key():
     from pydantic import ValidationError
 
