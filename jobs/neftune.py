@@ -1,6 +1,7 @@
-"""Noise on the input embeddings while a model trains (NEFTune, Jain et al. 2023).
+"""Noise on the input embeddings while a model trains.
 
-Drawn from torch's own generators, which are part of every checkpoint: a resumed run draws the same numbers.
+NEFTune, by Jain et al. 2023 (arXiv 2310.05914). Drawn from torch's own generators, which are part of every checkpoint:
+a resumed run draws the same numbers.
 """
 
 from math import sqrt
