@@ -167,6 +167,8 @@ B64 = base64.b64encode(TYPED.encode()).decode()
         "PASSWORD = \\\n    '{}'\n",
         "env:\n  - name: DB_PASSWORD\n    value: {}\n",
         'env:\n  - name: DB_PASSWORD\n    value: "{}"\n',
+        "env:\n  - name: DB_PASSWORD\n    # of the shop\n    value: {}\n",
+        'PASSWORD = """{}"""\n',
         '{{"name": "DB_PASSWORD", "value": "{}"}}\n',
         "db:\n  password: |\n    {}\n  user: app\n",
         "db:\n  password: >-\n    {}\n",

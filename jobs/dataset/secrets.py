@@ -518,7 +518,10 @@ _NAMES = (
 )  # fmt: skip
 _PASSWORD_NAMES = frozenset({"password", "passwd", "passphrase", "passwort", "pwd"})
 #: A value in quotes.
-_QUOTED = r"""[bBrRuUfF@$L]{0,2} (?P<quote>[\"'`]) (?P<quoted>(?:(?!(?P=quote))[^\s\\]|\\.){1,300}+) (?P=quote)"""
+_QUOTED = (
+    r"""[bBrRuUfF@$L]{0,2} (?P<quote>[\"]{3}|[']{3}|[\"'`])"""
+    r""" (?P<quoted>(?:(?!(?P=quote))[^\s\\]|\\.){1,300}+) (?P=quote)"""
+)
 #: A value without; what it may be is judged by what comes after.
 _BARE = r"""(?P<bare>[^\s\"'`,;&(){}\[\]<>|]{8,300}+) (?=[\s;&\"'<,}] | \Z)"""
 _LITERAL = re.compile(
@@ -528,7 +531,9 @@ _LITERAL = re.compile(
     (?: [ \t]{{0,40}} (?P<sign>=>|:=|\?=|\+=|!==?|={{1,3}}|:|\(|>) \*{{0,2}} [ \t]{{0,40}}
         (?: (?:\\|[|>][-+\d]{{0,2}}|<<[-~]?[\"']?\w{{1,40}}[\"']?)[ \t]*\r?\n\s{{0,200}}+
           | \(?[ \t]*\r?\n\s{{0,200}}+(?=[bBrRuUfF]?[\"'`]) )?
-      | ,?\s{{0,200}}+ (?:-[ ])? [\"']? [A-Za-z]{{0,20}}? [Vv]alue [\"']? [ \t]?[:=][ \t]{{0,40}}  # name: …, value: …
+      # A pair such as `name: …`, `value: …`, perhaps with a remark between.
+      | ,?\s{{0,200}}+ (?:\#.{{0,200}}\n[ \t]{{0,200}}+)?
+        (?:-[ ])? [\"']? [A-Za-z]{{0,20}}? [Vv]alue [\"']? [ \t]?[:=][ \t]{{0,40}}
       | [ \t]? \{{ [^{{}}]{{0,400}}? \bdefault[ \t]*=[ \t]* (?:<<-?\w{{1,40}}\r?\n\s{{0,200}}+)?  # Terraform
       | (?P<comma>[ \t]{{0,40}},\s{{0,200}}+(?=[bru]?[\"'`]))
       | (?P<cell>[ \t]{{0,40}}\|[ \t]{{0,40}}) )
