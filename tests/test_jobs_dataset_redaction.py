@@ -57,6 +57,17 @@ PIECES = [
     "\n",
     "=",
     "Bearer ",
+    "' + '",
+    "name: ",
+    "value: ",
+    "kind: Secret\ndata:\n  a: ",
+    "--",
+    ",",
+    "|",
+    "(\n",
+    "-----BEGIN PRIVATE KEY-----",
+    "Private-Lines: 1\n",
+    "QUJD" * 12,
 ]
 
 
