@@ -94,6 +94,7 @@ class Expectation:
                 self.plan.kind,
                 memory_factor=self.plan.modelled.factor_of(measured) if measured else None,
                 rate_share=self._share(),
+                work_rate=self._work_rate(),
             )
 
     def _speed(self, rate: float) -> Range:
@@ -103,12 +104,17 @@ class Expectation:
 
     def _share(self) -> float | None:
         """Part of the product rate that the steps after the first reached."""
-        if self.plan.shape is None or not self.product_rate:
+        rate = self._work_rate()
+        return rate / self.product_rate if rate is not None and self.product_rate else None
+
+    def _work_rate(self) -> float | None:
+        """Operations a second of the steps after the first."""
+        if self.plan.shape is None:
             return None
         work = throughput.work_per_token(self.plan.shape, self.plan.recipe).total
         tokens = sum(tokens for tokens, _ in self.steps[1:])
         seconds = sum(seconds for _, seconds in self.steps[1:])
-        return tokens * work / seconds / self.product_rate if seconds > 0 else None
+        return tokens * work / seconds if seconds > 0 else None
 
     def _expected_bytes(self) -> int:
         assert self.plan.modelled is not None  # noqa: S101 - the caller asked
