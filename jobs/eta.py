@@ -6,8 +6,9 @@ with the base held in another way, it learns anew. Standard library only.
 """
 
 import math
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 WINDOW = 64
 #: Measurements and checkpoints that count.
 _FEW = 5
-#: A step of more than so many times the median is one during which the process was stopped, or the machine asleep.
-_PAUSED = 3.0
+#: A step of more than so many times the median, and so many seconds more, is one during which the process was stopped
+#: or the machine asleep. Less is what a busy machine does all the time, and counts.
+_PAUSED, _PAUSED_SECONDS = 10.0, 30.0
 #: What a forward pass takes of a step, where nobody has worked it out: one of three passes.
 FORWARD_SHARE = 1 / 3
 #: Report, picture and result, s: measured for 1,000 steps.
@@ -46,6 +48,10 @@ class Eta:
     kind: str
     #: Part of a row's step that a row's forward pass takes, until one was measured.
     forward_share: float = FORWARD_SHARE
+    clock: Callable[[], float] = time.monotonic
+    #: When the last step was noted, and the seconds since that are noted apart.
+    _told_at: float | None = None
+    _aside: float = 0.0
     #: Rows and seconds of the last steps, but for the first of this process: it pays for caches.
     _steps: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=WINDOW))
     _first: tuple[int, float] | None = None
@@ -74,7 +80,11 @@ class Eta:
         }
 
     def step(self, rows: int, seconds: float) -> None:
-        """Note an optimizer step."""
+        """Note an optimizer step, with what else passed since the one before it: metrics, events, the rows to come."""
+        now = self.clock()
+        if self._told_at is not None:
+            seconds = max(seconds, now - self._told_at - self._aside)
+        self._told_at, self._aside = now, 0.0
         if self._first is None:
             self._first = (rows, seconds)
         else:
@@ -82,11 +92,13 @@ class Eta:
 
     def evaluated(self, rows: int, seconds: float) -> None:
         """Note a measurement of the held-out loss."""
+        self._aside += seconds
         if rows:
             self._measured.append(seconds / rows)
 
     def saved(self, seconds: float) -> None:
         """Note a checkpoint."""
+        self._aside += seconds
         self._saved.append(seconds)
 
     def left(self, ahead: Ahead) -> float | None:
@@ -106,11 +118,15 @@ class Eta:
         if not steps:
             return None
         usual = median(seconds / rows for rows, seconds in steps)
-        kept = [(rows, seconds) for rows, seconds in steps if seconds <= _PAUSED * usual * rows]
+        kept = [(rows, seconds) for rows, seconds in steps if not _was_paused(seconds, usual * rows)]
         return sum(seconds for _, seconds in kept) / sum(rows for rows, _ in kept)
 
     def _seconds_per_measured_row(self, row: float) -> float:
         return median(self._measured) if self._measured else row * self.forward_share
+
+
+def _was_paused(seconds: float, usual: float) -> bool:
+    return seconds > _PAUSED * usual and seconds > usual + _PAUSED_SECONDS
 
 
 def _saves(ahead: Ahead, training: float) -> int:

@@ -49,6 +49,22 @@ def test_a_process_that_was_stopped_for_an_hour_is_not_a_slow_one():
     assert left(eta) == pytest.approx(800)
 
 
+def test_a_busy_machine_counts_as_it_is():
+    """Now and then a step takes five times as long, because something else runs: that will go on."""
+    eta = learned([2.0, *[2.0, 2.0, 2.0, 10.0] * 10])
+    assert left(eta) == pytest.approx(400)
+
+
+def test_what_passes_between_steps_counts_once():
+    now = 0.0
+    eta = Eta(kind="here", clock=lambda: now)
+    for _ in range(5):
+        now += 10.0  # the step took 8, telling of it 0.5, and the measurement 1.5
+        eta.step(16, 8.0)
+        eta.evaluated(16, 1.5)
+    assert left(eta) == pytest.approx(850)
+
+
 def test_a_machine_that_grows_slower_is_followed():
     eta = learned([8.0] * 30)
     for _ in range(64):
