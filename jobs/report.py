@@ -124,13 +124,15 @@ def _headline(facts: Facts, steps: Sequence[Mapping[str, Any]]) -> _Headline:
 
 def _charts(steps: Sequence[Mapping[str, Any]], facts: Facts, happened: Sequence[Happening]) -> dict[str, chart.Chart]:
     marks = [(one.step, f"step {one.step}: {one.message}") for one in happened if one.kind in MARKED]
-    markers = [(one.step, one.loss, f"step {one.step}: held-out loss {one.loss:.4f}") for one in facts.measurements]
+    # Two of one step are those before and after a seam, in that order.
+    measured = sorted(facts.measurements, key=lambda one: one.step)
+    markers = [(one.step, one.loss, f"step {one.step}: held-out loss {one.loss:.4f}") for one in measured]
 
     def course(key: str, scale: float = 1.0) -> list[tuple[float, float | None]]:
         return [(step["step"], None if step[key] is None else step[key] * scale) for step in steps]
 
     return {
-        "loss": chart.line_chart(course("loss"), markers=sorted(markers), marks=marks, smooth=True),
+        "loss": chart.line_chart(course("loss"), markers=markers, marks=marks, smooth=True),
         "rate": chart.line_chart(course("lr"), from_zero=True),
         "norm": chart.line_chart(course("grad_norm"), marks=marks, from_zero=True),
         "speed": chart.line_chart(course("tokens_per_second"), marks=marks, from_zero=True),

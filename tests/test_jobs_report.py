@@ -159,6 +159,14 @@ def test_what_happened_is_told_and_marked_in_the_curves(tmp_path):
     assert page.count("<s style") == 4 * 3
 
 
+def test_both_losses_at_a_seam_are_points_of_the_curve_and_the_later_one_counts(tmp_path):
+    write_metrics(tmp_path, [2.0] * 9)
+    measured = [HeldOut(step=step, loss=loss, tokens=9) for step, loss in ((9, 1.6), (9, 1.75), (0, 2.3))]
+    page = write_report(tmp_path, make_facts(measurements=measured)).read_text()
+    assert page.index("step 0: held-out loss 2.3") < page.index("held-out loss 1.6") < page.index("held-out loss 1.75")
+    assert ">1.750</strong>" in page
+
+
 def test_of_very_many_happenings_the_first_and_the_last_are_told():
     many = [{"kind": "skipped", "step": step, "message": f"step {step}"} for step in range(1000)]
     told = happenings(many, [])
