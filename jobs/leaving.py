@@ -29,20 +29,34 @@ def reported(run: Run) -> Iterator[None]:
         raise
 
 
-def write_pages(run: Run, result: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> None:
+def write_pages(run: Run, result: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> dict[str, Any]:
     """Write the report of a finished run and, where matplotlib is installed, the picture of the curve.
 
     Args:
         run: At its end.
         result: What `result.json` will hold.
         evaluation: What `evaluation.json` holds; None where nothing was compared.
+
+    Returns:
+        What the result says of them: names of files, None for one that could not be made.
     """
     _write_report(run, result, evaluation, "")
+    return {"report": report.FILE, "curve": _drawn(run)}
+
+
+def _drawn(run: Run) -> str | None:
+    """The name of the picture; None, with the reason, where there is none: no training may be lost for it."""
     output = run.context.output
     title, steps = report.title(run.config.model.name), read_metrics(output / METRICS)
-    if picture.write_picture(output, title, steps, run.state.measurements) is None:
+    try:
+        drawn = picture.write_picture(output, title, steps, run.state.measurements)
+    except Exception as error:  # noqa: BLE001 - whatever another library does
+        run.context.emit(Note(level="warning", message=f"No {picture.FILE}: {error}"))
+        return None
+    if drawn is None:
         message = f"No {picture.FILE}: matplotlib is not installed; {report.FILE} shows the same curve"
         run.context.emit(Note(message=message))
+    return drawn.name if drawn else None
 
 
 def _write_report(run: Run, result: Mapping[str, Any], evaluation: Mapping[str, Any] | None, ending: str) -> None:

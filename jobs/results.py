@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jobs import checkpoint, report, snapshot
+from jobs import checkpoint, snapshot
 from jobs.adapter import publish_adapter
 from jobs.events import StageStarted
 from jobs.leaving import write_pages
@@ -19,7 +19,7 @@ def save_results(run: Run) -> dict[str, Any]:
     publish_adapter(run.loaded.model, output / snapshot.ADAPTER, run.config)
     ended = "early" if run.state.step < run.order.total_steps else "complete"
     result = _result(run, ended)
-    write_pages(run, result, None)
+    result |= write_pages(run, result, None)
     checkpoint.write_json(output / RESULT, result)
     return result
 
@@ -28,7 +28,6 @@ def _result(run: Run, ended: str) -> dict[str, Any]:
     state, before, after = run.state, run.state.measurements[0], run.state.measurements[-1]
     return {
         "adapter": snapshot.ADAPTER,
-        "report": report.FILE,
         "steps": state.step,
         "skipped": state.skipped,
         "ended": ended,

@@ -72,7 +72,8 @@ def page_of(output):
 def test_a_finished_run_leaves_report_and_picture_and_tells_the_time_to_the_end(tmp_path, dataset, tiny_model_folder):
     pytest.importorskip("matplotlib")
     recorder = Recorder()
-    run(tmp_path, make_config(tiny_model_folder), dataset, recorder)
+    result = run(tmp_path, make_config(tiny_model_folder), dataset, recorder)
+    assert (result["report"], result["curve"]) == ("report.html", "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "Use the adapter" in page_of(tmp_path)
     left = [step.eta_seconds for step in recorder.of(StepDone)]
@@ -119,9 +120,19 @@ def test_a_report_that_cannot_be_written_does_not_hide_why_a_run_ended(
     assert any("The report could not be written" in note.message for note in recorder.of(Note))
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_result(tmp_path, dataset, tiny_model_folder, monkeypatch):
+    def broken(*_):
+        raise ValueError("no fonts")
+
+    monkeypatch.setattr("jobs.picture.write_picture", broken)
+    recorder = Recorder()
+    assert run(tmp_path, make_config(tiny_model_folder), dataset, recorder)["curve"] is None
+    assert any("curve.png: no fonts" in note.message for note in recorder.of(Note))
+
+
 def test_without_matplotlib_a_note_says_that_there_is_no_picture(tmp_path, dataset, tiny_model_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     recorder = Recorder()
-    run(tmp_path, make_config(tiny_model_folder), dataset, recorder)
+    assert run(tmp_path, make_config(tiny_model_folder), dataset, recorder)["curve"] is None
     assert any("matplotlib is not installed" in note.message for note in recorder.of(Note))
     assert not (tmp_path / "curve.png").exists()
