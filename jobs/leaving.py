@@ -40,7 +40,8 @@ def write_pages(run: Run, result: Mapping[str, Any], evaluation: Mapping[str, An
     Returns:
         What the result says of them: names of files, None for one that could not be made.
     """
-    _write_report(run, result, evaluation, "")
+    early = [one["message"] for one in run.state.incidents if one["kind"] == "stopped_early"]
+    _write_report(run, result, evaluation, f"{early[-1]}." if early and result.get("ended") == "early" else "")
     return {"report": report.FILE, "curve": _drawn(run)}
 
 
