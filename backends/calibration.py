@@ -1,7 +1,8 @@
 """What a machine has measured of its own trainings: one small JSON file, read by the planner of the next.
 
-Two numbers for each kind of training (device, versions of the libraries, architecture, quantization): the factor by
-which the modelled parts of the memory estimate were off, and the share of the measured product rate that was reached.
+Three numbers for each kind of training (device, versions of the libraries, architecture, quantization): the factor by
+which the modelled parts of the memory estimate were off, the share of the measured product rate that was reached, and
+the operations a second that this came to, which the submitting side can read that measures nothing itself.
 The last few of each are kept and their median counts: one odd run must not spoil the next ones. The file may be deleted
 any time, and rubbish in it counts as nothing measured.
 """
@@ -54,7 +55,25 @@ def read(file: Path | None, kind: str) -> Measured:
     )
 
 
-def add(file: Path, kind: str, *, memory_factor: float | None = None, rate_share: float | None = None) -> None:
+def work_rate(file: Path, device: str, family: str, quantization: str) -> float | None:
+    """Operations a second of the latest trainings with these parts of a kind, whatever the libraries' versions were."""
+    for kind, entry in reversed(list(_entries(file).items())):
+        parts = kind.split("|")
+        if (parts[0], *parts[-2:]) == (device, family, quantization) and isinstance(entry, dict):
+            rates = [rate for rate in _numbers(entry.get("work_rate"))[-_KEPT:] if rate > 0]
+            if rates:
+                return statistics.median(rates)
+    return None
+
+
+def add(
+    file: Path,
+    kind: str,
+    *,
+    memory_factor: float | None = None,
+    rate_share: float | None = None,
+    work_rate: float | None = None,
+) -> None:
     """Note a measurement. A disk that cannot be written loses it: no training may fail of this.
 
     Two trainers that write at once may lose one of the measurements, never the file.
@@ -62,7 +81,8 @@ def add(file: Path, kind: str, *, memory_factor: float | None = None, rate_share
     entries = _entries(file)
     entry = entries.pop(kind, {})
     entry = entry if isinstance(entry, dict) else {}
-    for name, value in (("memory_factor", memory_factor), ("rate_share", rate_share)):
+    measured = {"memory_factor": memory_factor, "rate_share": rate_share, "work_rate": work_rate}
+    for name, value in measured.items():
         if value is not None and math.isfinite(value):
             entry[name] = [*_numbers(entry.get(name)), round(value, 4)][-_KEPT:]
     entries[kind] = entry

@@ -6,11 +6,14 @@ Standard library only.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 #: Points of a line at most; longer ones are averaged in buckets.
 MAX_POINTS = 400
 #: Points that a line needs before a smoother one is drawn over it.
 _ENOUGH_TO_SMOOTH = 12
+#: Markers that are joined by a line.
+_ENOUGH_TO_JOIN = 3
 
 _SMALL = 1e-3
 _LARGE = 1e3
@@ -33,13 +36,24 @@ class Marker:
     text: str
 
 
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at an x, in per cent, with what it says."""
+
+    x: float
+    text: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A line, perhaps a smoother one over it, and markers; y grows upwards."""
+    """A line, perhaps a smoother one over it, markers with a line through them, and marks; y grows upwards."""
 
     line: str
     smooth: str
     markers: tuple[Marker, ...]
+    #: Empty where there are fewer than three markers.
+    through: str
+    marks: tuple[Mark, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
 
@@ -48,6 +62,7 @@ def line_chart(
     points: Sequence[tuple[float, float | None]],
     *,
     markers: Sequence[tuple[float, float, str]] = (),
+    marks: Sequence[tuple[float, str]] = (),
     smooth: bool = False,
     from_zero: bool = False,
 ) -> Chart:
@@ -56,6 +71,7 @@ def line_chart(
     Args:
         points: Ordered by x.
         markers: (x, y, text), drawn over the line.
+        marks: (x, text), drawn from top to bottom where x is in sight.
         smooth: Add a running mean where there are points enough.
         from_zero: The y axis begins at 0.
     """
@@ -72,11 +88,13 @@ def line_chart(
         return _percent(x, left, right), _percent(y, bottom, top)
 
     return Chart(
-        line=_path([place(x, y) for x, y in _thinned(known)]),
-        smooth=_path([place(x, y) for x, y in _thinned(_smoothed(known))])
+        line=_path([place(x, y) for x, y in thinned(known)]),
+        smooth=_path([place(x, y) for x, y in thinned(smoothed(known))])
         if smooth and len(known) >= _ENOUGH_TO_SMOOTH
         else "",
         markers=tuple(Marker(*place(x, y), text) for x, y, text in marked),
+        through=_path([place(x, y) for x, y, _ in marked]) if len(marked) >= _ENOUGH_TO_JOIN else "",
+        marks=tuple(Mark(_percent(x, left, right), text) for x, text in marks if left <= x <= right),
         x_ticks=tuple(Tick(_percent(x, left, right), number(x)) for x in x_ticks if left <= x <= right),
         y_ticks=tuple(Tick(_percent(y, bottom, top), number(y)) for y in y_ticks),
     )
@@ -113,20 +131,20 @@ def _ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def _smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def smoothed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The mean of each point's neighbours, a twentieth of the line to either side, fewer near the ends."""
     reach = max(2, len(points) // 20)
-    smoothed = []
+    sums = [0.0, *accumulate(y for _, y in points)]
+    means = []
     for index, (x, _) in enumerate(points):
         near = min(reach, index, len(points) - 1 - index)
-        window = points[index - near : index + near + 1]
-        smoothed.append((x, sum(y for _, y in window) / len(window)))
-    return smoothed
+        means.append((x, (sums[index + near + 1] - sums[index - near]) / (2 * near + 1)))
+    return means
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `MAX_POINTS` points: means of neighbours, the last point kept."""
-    size = math.ceil(len(points) / MAX_POINTS)
+def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """At most `most` points and the last one: means of neighbours."""
+    size = math.ceil(len(points) / most)
     if size <= 1:
         return list(points)
     buckets = [points[start : start + size] for start in range(0, len(points), size)]

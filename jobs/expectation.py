@@ -1,5 +1,6 @@
 """What a training is expected to take, in time and memory; and what its first steps take, noted for the next one."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from backends.devices import GIB, Device
 from backends.peak import Peak
 from backends.product_rate import measure_product_rate, seconds_worth
 from backends.throughput import Range
+from jobs.eta import FORWARD_SHARE
+from jobs.execution import Execution
 from jobs.planner import TrainingPlan
 
 #: Steps that are watched. The first is left out of the speed: it pays for caches that the others find warm.
@@ -37,15 +40,35 @@ class Expectation:
         peak = Peak(Device(plan.recipe.device))
         return cls(plan=plan, product_rate=rate, peak=peak, file=file)
 
-    def time_sentence(self, tokens: int, steps: int) -> str | None:
-        """How long the training will take, as a range; None where nobody can tell."""
+    def kind(self, execution: Execution) -> str:
+        """What the times of a run hold for: this machine, this kind of training, computed in this way."""
+        return f"{self.plan.kind}|{json.dumps(execution.to_json(), sort_keys=True)}"
+
+    @property
+    def forward_share(self) -> float:
+        """Part of a training step's work that measuring the same rows takes."""
+        if self.plan.shape is None:
+            return FORWARD_SHARE
+        work = throughput.work_per_token(self.plan.shape, self.plan.recipe)
+        return (work.forward + (work.adapters + work.attention) / 3) / work.total
+
+    def time_sentence(self, tokens: int, steps: int, measured_tokens: int = 0) -> str | None:
+        """How long the training will take, as a range; None where nobody can tell.
+
+        Args:
+            tokens: To train on.
+            steps: In which they are.
+            measured_tokens: To measure the held-out loss on, forward only.
+        """
         if not steps or self.plan.shape is None or self.product_rate is None:
             return None
-        seconds = throughput.training_seconds(tokens, self._speed(self.product_rate))
+        work = tokens + round(self.forward_share * measured_tokens)
+        seconds = throughput.training_seconds(work, self._speed(self.product_rate))
         known = self.plan.measured.rate_share is not None
         basis = "earlier trainings on this machine" if known else "a first guess"
+        what = f"{steps:,} steps{' and the held-out loss' if measured_tokens else ''}"
         return (
-            f"The training takes about {throughput.time_text(seconds)} for {steps:,} steps ({basis}, from "
+            f"The training takes about {throughput.time_text(seconds)} for {what} ({basis}, from "
             f"{self.product_rate / 1e9:,.0f} GFLOP/s in matrix products; the steps themselves soon tell better)"
         )
 
@@ -71,6 +94,7 @@ class Expectation:
                 self.plan.kind,
                 memory_factor=self.plan.modelled.factor_of(measured) if measured else None,
                 rate_share=self._share(),
+                work_rate=self._work_rate(),
             )
 
     def _speed(self, rate: float) -> Range:
@@ -80,12 +104,17 @@ class Expectation:
 
     def _share(self) -> float | None:
         """Part of the product rate that the steps after the first reached."""
-        if self.plan.shape is None or not self.product_rate:
+        rate = self._work_rate()
+        return rate / self.product_rate if rate is not None and self.product_rate else None
+
+    def _work_rate(self) -> float | None:
+        """Operations a second of the steps after the first."""
+        if self.plan.shape is None:
             return None
         work = throughput.work_per_token(self.plan.shape, self.plan.recipe).total
         tokens = sum(tokens for tokens, _ in self.steps[1:])
         seconds = sum(seconds for _, seconds in self.steps[1:])
-        return tokens * work / seconds / self.product_rate if seconds > 0 else None
+        return tokens * work / seconds if seconds > 0 else None
 
     def _expected_bytes(self) -> int:
         assert self.plan.modelled is not None  # noqa: S101 - the caller asked

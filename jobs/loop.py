@@ -5,6 +5,8 @@ Each step ends in a line of `metrics.jsonl`; checkpoints make the run resumable 
 
 from collections.abc import Callable
 
+from backends.throughput import Range, time_text
+from jobs.ahead import ahead
 from jobs.context import JobContext
 from jobs.events import Note, StageStarted, StepDone
 from jobs.incident import Incident
@@ -47,6 +49,7 @@ def _train(run: Run) -> None:
         step = optimizer_step(run, [run.data.train[number] for number in numbers], lr)
         _count(run, step, position)
         speed.add(step.tokens, step.seconds)
+        run.eta.step(len(numbers), step.seconds)
         run.expectation.step_done(len(numbers) * run.data.sequence_length, step.seconds, _teller(context))
         _tell_step(run, step, lr, speed)
         if not step.is_finite:
@@ -109,10 +112,13 @@ def _happened(run: Run, kind: str, message: str, *, level: str) -> None:
 
 def _tell_start(run: Run) -> None:
     """How much is left to do, and how long it will take where that can be told."""
-    left = max(0, run.order.total_steps - run.state.step)
-    run.context.emit(StageStarted(stage="train", message=f"{left} optimizer steps to go"))
-    tokens = left * run.identity.effective_batch * run.data.sequence_length
-    sentence = run.expectation.time_sentence(tokens, left)
+    left, length = ahead(run), run.data.sequence_length
+    run.context.emit(StageStarted(stage="train", message=f"{left.steps} optimizer steps to go"))
+    seconds = run.eta.left(left)
+    if seconds is None:
+        sentence = run.expectation.time_sentence(left.rows * length, left.steps, left.measured_rows * length)
+    else:
+        sentence = f"About {time_text(Range(seconds, seconds))} to the end, from the steps before the checkpoint"
     if sentence:
         run.context.emit(Note(message=sentence))
 
@@ -142,7 +148,7 @@ def _tell_step(run: Run, step: Step, lr: float, speed: Speed) -> None:
         tokens=state.tokens,
         tokens_per_second=speed.tokens_per_second,
         memory_bytes=run.loaded.memory_in_use(),
-        eta_seconds=speed.eta_seconds(total - state.step),
+        eta_seconds=run.eta.left(ahead(run)),
     )
     run.metrics.append(done)
     run.context.emit(done)

@@ -1,6 +1,7 @@
 """Held-out loss while a run trains: before the first step, after the last, and every so many steps between."""
 
 import math
+import time
 
 from jobs.evaluation import HeldOut, evaluation_rows, measure
 from jobs.events import Evaluated, StageStarted
@@ -20,7 +21,9 @@ def measure_if_due(run: Run) -> HeldOut | None:
         return None
     state = run.state
     run.context.emit(StageStarted(stage="evaluate", message=f"held-out loss after {state.step} steps"))
+    began = time.perf_counter()
     measured = _measure(run)
+    run.eta.evaluated(len(held_out_numbers(run)), time.perf_counter() - began)
     if not math.isfinite(measured.perplexity):
         raise Diverged(
             f"The held-out loss after {state.step} steps is no usable number ({measured.loss:.0f}): {REMEDY}"

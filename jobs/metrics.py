@@ -43,7 +43,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 class Speed:
-    """Tokens per second and time left, from the steps themselves: evaluation and saving do not count."""
+    """Tokens per second, from the steps themselves: evaluation and saving do not count."""
 
     def __init__(self) -> None:
         self._steps: deque[tuple[int, float]] = deque(maxlen=WINDOW)
@@ -57,9 +57,3 @@ class Speed:
         """Over the last steps."""
         seconds = sum(duration for _, duration in self._steps)
         return sum(tokens for tokens, _ in self._steps) / seconds if seconds > 0 else 0.0
-
-    def eta_seconds(self, steps_left: int) -> float | None:
-        """Time that so many steps will take; None before the first."""
-        if not self._steps:
-            return None
-        return steps_left * sum(duration for _, duration in self._steps) / len(self._steps)

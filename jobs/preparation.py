@@ -16,6 +16,7 @@ from backends.errors import BackendUnavailable
 from jobs import neftune, snapshot
 from jobs.context import JobContext
 from jobs.ema import Ema
+from jobs.eta import Eta
 from jobs.events import Note, StageStarted
 from jobs.execution import Execution
 from jobs.expectation import Expectation
@@ -80,6 +81,7 @@ def prepare(
     execution = _execution(config, device, plan, loaded)
     state.execution = execution.to_json()
     order = _order(config, data, identity)
+    expectation = Expectation.of(plan, loaded, order.total_steps * identity.effective_batch, context.calibration)
     return Run(
         config=config,
         context=context,
@@ -93,10 +95,11 @@ def prepare(
         metrics=Metrics(context.output / METRICS, known.metrics if known else b""),
         clock=CheckpointClock(training.checkpoint_every_steps, training.checkpoint_every_minutes, state.step),
         state=state,
-        expectation=Expectation.of(plan, loaded, order.total_steps * identity.effective_batch, context.calibration),
+        expectation=expectation,
         execution=execution,
         watchdog=Watchdog.of(config, state.stopping),
         ema=ema,
+        eta=Eta.of(state.eta, expectation.kind(execution), expectation.forward_share),
     )
 
 

@@ -1,12 +1,11 @@
 """What a finished run leaves behind: the adapter, the report and, last, `result.json`."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs import checkpoint, report, snapshot
+from jobs import checkpoint, snapshot
 from jobs.adapter import publish_adapter
 from jobs.events import StageStarted
-from jobs.incident import Incident
+from jobs.leaving import write_pages
 from jobs.measuring import held_out_numbers
 from jobs.run import Run
 
@@ -20,38 +19,15 @@ def save_results(run: Run) -> dict[str, Any]:
     publish_adapter(run.loaded.model, output / snapshot.ADAPTER, run.config)
     ended = "early" if run.state.step < run.order.total_steps else "complete"
     result = _result(run, ended)
-    report.write_report(output, _facts(run, result, run.loaded.notes))
+    result |= write_pages(run, result, None)
     checkpoint.write_json(output / RESULT, result)
     return result
-
-
-def report_divergence(run: Run, sentence: str) -> None:
-    """Write the report of a run that ended for `sentence`, without a result: its curve shows where it went wrong.
-
-    A run that was never measured has no report.
-    """
-    run.state.incidents.append(Incident(kind="diverged", step=run.state.step, message=sentence).to_json())
-    if run.state.measurements:
-        facts = _facts(run, _result(run, "diverged"), (sentence, *run.loaded.notes))
-        report.write_report(run.context.output, facts)
-
-
-def _facts(run: Run, result: Mapping[str, Any], notes: Sequence[str]) -> report.Facts:
-    return report.Facts(
-        config=run.config,
-        result=result,
-        measurements=run.state.measurements,
-        manifest=run.data.manifest,
-        device=run.execution.device,
-        notes=notes,
-    )
 
 
 def _result(run: Run, ended: str) -> dict[str, Any]:
     state, before, after = run.state, run.state.measurements[0], run.state.measurements[-1]
     return {
         "adapter": snapshot.ADAPTER,
-        "report": report.FILE,
         "steps": state.step,
         "skipped": state.skipped,
         "ended": ended,

@@ -9,6 +9,7 @@ from backends.contract import LoadedModel
 from backends.errors import RepotuneError
 from jobs.context import JobContext
 from jobs.ema import Ema
+from jobs.eta import Eta
 from jobs.execution import Execution
 from jobs.expectation import Expectation
 from jobs.loss import NextTokenLoss
@@ -50,6 +51,7 @@ class Run:
     state: TrainingState
     expectation: Expectation
     execution: Execution
+    eta: Eta
     watchdog: Watchdog
     #: None where no average is asked for.
     ema: Ema | None

@@ -1,5 +1,6 @@
 """Checkpoints of a run: writes one of the step that it is at, and leaves with one."""
 
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,6 +15,8 @@ CHECKPOINTS = "checkpoints"
 
 def save_checkpoint(run: Run) -> None:
     """Write all that a resumed run needs, then tell of it."""
+    began = time.perf_counter()
+    run.state.eta = run.eta.state()
 
     def write(folder: Path) -> None:
         snapshot.write_snapshot(
@@ -31,7 +34,9 @@ def save_checkpoint(run: Run) -> None:
     folder = run.context.output / CHECKPOINTS
     path = checkpoint.save(folder, run.state.step, write, run.config.output.keep_checkpoints)
     run.clock.saved(run.state.step)
-    run.context.emit(Checkpointed(step=run.state.step, path=str(path)))
+    seconds = time.perf_counter() - began
+    run.eta.saved(seconds)
+    run.context.emit(Checkpointed(step=run.state.step, path=str(path), seconds=round(seconds, 3)))
 
 
 def leave(run: Run) -> NoReturn:

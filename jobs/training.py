@@ -17,10 +17,11 @@ from backends.hardware import is_out_of_memory
 from jobs import checkpoint, snapshot
 from jobs.context import JobContext, OutputExists
 from jobs.events import Note
+from jobs.leaving import reported
 from jobs.loop import run_steps
 from jobs.preparation import prepare
-from jobs.results import report_divergence, save_results
-from jobs.run import Diverged, OutOfMemory
+from jobs.results import save_results
+from jobs.run import OutOfMemory
 from jobs.saving import CHECKPOINTS
 from jobs.shards import open_dataset
 from jobs.sinks import feeding
@@ -78,11 +79,8 @@ def train(  # noqa: PLR0917 - callers name them
             micro_batch_divisor=micro_batch_divisor,
         )
         with feeding(run):
-            try:
+            with reported(run):
                 run_steps(run)
-            except Diverged as error:
-                report_divergence(run, str(error))
-                raise
             return save_results(run)
 
 

@@ -13,7 +13,7 @@ import click
 
 from jobs.states import TERMINAL, State
 from queue_app.explanation import explain
-from queue_app.lines import PLAIN_SECONDS, Event, describe, is_last
+from queue_app.lines import Event, Pace, describe, is_echo
 from queue_app.records import JobRecord
 from queue_app.stage_bar import StageBar
 from queue_app.store import JobStore, StoreUnreachable
@@ -86,15 +86,9 @@ def _show_new(store: JobStore, job: JobRecord, after: str, view: View) -> str:
     """Show the events behind `after`; returns the id of the last one."""
     while batch := store.events(job.id, after, _BATCH):
         for _, event in batch:
-            if not _is_echo(event):
-                view.show(job, event)
+            view.show(job, event)
         after = batch[-1][0]
     return after
-
-
-def _is_echo(event: Event) -> bool:
-    """Progress in steps says again what the events of the steps say better."""
-    return event.get("event") == "progress" and event.get("unit") == "steps"
 
 
 def make_view(*, to_stderr: bool = False) -> View:
@@ -108,12 +102,12 @@ class PlainView:
 
     def __init__(self, *, to_stderr: bool = False) -> None:
         self._to_stderr = to_stderr
-        self._last: dict[str, float] = {}
+        self._pace = Pace()
 
     def show(self, job: JobRecord, event: Event) -> None:
         """Print the event, unless one like it was printed a moment ago."""
         text = describe(event)
-        if text and not self._too_soon(job, event):
+        if text and not is_echo(event) and not self._pace.is_too_soon(event, job.id):
             self._print(job, text)
 
     def wait(self, job: JobRecord, why: str) -> None:
@@ -123,15 +117,6 @@ class PlainView:
 
     def close(self) -> None:
         """Nothing to leave behind."""
-
-    def _too_soon(self, job: JobRecord, event: Event) -> bool:
-        if event.get("event") not in {"step", "progress"} or is_last(event):
-            return False
-        key, moment = f"{job.id} {event['event']} {event.get('stage', '')}", float(event.get("time") or 0)
-        too_soon = moment - self._last.get(key, 0.0) < PLAIN_SECONDS
-        if not too_soon:
-            self._last[key] = moment
-        return too_soon
 
     def _print(self, job: JobRecord, text: str) -> None:
         click.echo(f"{job.id}  {text}", err=self._to_stderr)

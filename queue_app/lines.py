@@ -18,6 +18,28 @@ def describe(event: Event) -> str | None:
     return words(event) if words else None
 
 
+def is_echo(event: Event) -> bool:
+    """Progress in steps says again what the events of the steps say better."""
+    return event.get("event") == "progress" and event.get("unit") == "steps"
+
+
+class Pace:
+    """Lets a line of its kind through every few seconds, by the job's own clock, which may jump."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def is_too_soon(self, event: Event, job: str = "") -> bool:
+        """Whether one like it was let through a moment ago. What is the last of its kind never is."""
+        if event.get("event") not in {"step", "progress"} or is_last(event):
+            return False
+        key, moment = f"{job} {event['event']} {event.get('stage', '')}", float(event.get("time") or 0)
+        too_soon = key in self._last and 0 <= moment - self._last[key] < PLAIN_SECONDS
+        if not too_soon:
+            self._last[key] = moment
+        return too_soon
+
+
 def is_last(event: Event) -> bool:
     """Whether a step or progress is the last of its stage."""
     if event.get("event") == "step":
@@ -39,8 +61,10 @@ def _progress(event: Event) -> str:
 
 
 def _eta(event: Event) -> str:
-    seconds = None if is_last(event) else event.get("eta_seconds")
-    return f"  ETA {duration(float(seconds))}" if isinstance(seconds, int | float) else ""
+    seconds = event.get("eta_seconds")
+    if not isinstance(seconds, int | float) or (event.get("event") == "progress" and is_last(event)):
+        return ""
+    return f"  ETA {duration(float(seconds))}"
 
 
 def _stage(event: Event) -> str:

@@ -13,7 +13,9 @@ from backends.errors import ExitCode, RepotuneError
 from jobs.repository import Resolved, list_files, shown
 from jobs.sources import Sources, resolve_all
 from jobs.spec import Config
+from queue_app.expected_time import ExpectedTime, expected_time
 from queue_app.model_facts import ModelFacts, find_model_facts
+from queue_app.settings import load_settings
 
 if TYPE_CHECKING:
     from queue_app.records import WorkerRecord
@@ -87,6 +89,8 @@ class Plan:
     needs: tuple[Need, ...]
     device: str
     tier: int
+    #: On the devices of this machine that may run it and have run such trainings before.
+    times: tuple[ExpectedTime, ...] = ()
 
     @property
     def source(self) -> Resolved:
@@ -132,6 +136,9 @@ def make_plan(request: Request, code: Code | None = None, model: ModelFacts | No
     code = code or read_code(request)
     wanted = request.config.model
     facts, needs = _needs(request, model or find_model_facts(wanted.name, wanted.revision))
+    home = load_settings().home
+    configs = {need.device: request.config.for_device(need.device) for need in needs}
+    times = [expected_time(one, facts.config, device, code.size_bytes, home) for device, one in configs.items()]
     return Plan(
         name=request.name or repository_name(request.repository),
         sources=code.sources,
@@ -141,6 +148,7 @@ def make_plan(request: Request, code: Code | None = None, model: ModelFacts | No
         needs=needs,
         device=request.device,
         tier=_tier(needs),
+        times=tuple(time for time in times if time),
     )
 
 

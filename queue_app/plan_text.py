@@ -19,6 +19,7 @@ def plan_lines(plan: Plan, workers: Sequence[WorkerRecord] | None) -> list[tuple
     lines += [("also", line) for line in also_lines(plan)]
     lines.append(("model", model_line(plan)))
     lines += [("memory", line) for line in needs_lines(plan)]
+    lines += [("time", time.text) for time in plan.times]
     lines.append(("queues", f"{dataset_queue()} (dataset), {plan.queue} (training)"))
     if workers is None:
         return [*lines, ("workers", WORKERS_UNKNOWN)]
@@ -74,6 +75,7 @@ def plan_as_json(plan: Plan, workers: Sequence[WorkerRecord] | None) -> dict[str
         "model": {"name": plan.model.name, "origin": plan.model.origin, "problem": plan.model.problem},
         "needs": [asdict(need) for need in plan.needs],
         "need_bytes": plan.need_bytes,
+        "seconds": {time.device: [round(time.range.low), round(time.range.high)] for time in plan.times},
         "queue": plan.queue,
         "dataset_queue": dataset_queue(),
         "workers": None if workers is None else [worker.name for worker in takers(plan.queue, workers)],

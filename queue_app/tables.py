@@ -9,7 +9,7 @@ from typing import Any
 
 from backends.devices import GIB
 from jobs.repository import shown
-from jobs.states import TERMINAL
+from jobs.states import TERMINAL, State
 from queue_app.records import JobRecord, WorkerRecord
 
 # Piped tables are never folded or cut: whoever reads them has no screen.
@@ -32,12 +32,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def print_jobs(jobs: Sequence[JobRecord]) -> None:
     """One line a job."""
-    columns = ("JOB", "KIND", "NAME", "STATE", "PROGRESS", "QUEUE", "WORKER", "AGE")
+    columns = ("JOB", "KIND", "NAME", "STATE", "PROGRESS", "LEFT", "QUEUE", "WORKER", "AGE")
     now = time.time()
     print_table(
         columns,
         [
-            (job.id, job.kind, job.name, job.state, progress_text(job), job.queue, job.worker, ago(now, job.created_at))
+            (
+                *(job.id, job.kind, job.name, job.state),
+                *(progress_text(job), time_left(job), job.queue, job.worker, ago(now, job.created_at)),
+            )
             for job in jobs
         ],
     )
@@ -78,6 +81,7 @@ def job_lines(job: JobRecord, why: str) -> list[tuple[str, str]]:
         ("started", clock(job.started_at)),
         ("finished", clock(job.finished_at)),
         ("progress", progress_text(job)),
+        ("time left", time_left(job)),
         ("checkpoint", f"step {checkpoint['step']}" if checkpoint else ""),
         *result_lines(job.result),
     ]
@@ -123,6 +127,28 @@ def progress_text(job: JobRecord) -> str:
     return str(stage.get("stage", ""))
 
 
+def time_left(job: JobRecord) -> str:
+    """How long a running job will still take; "" where it does not tell."""
+    seconds = seconds_left(job)
+    return "" if seconds is None else f"about {duration(seconds)}"
+
+
+def seconds_left(job: JobRecord) -> float | None:
+    """By the estimate of its newest step, less what has passed since by the job's own clock; None when over."""
+    step, stage = job.progress.get("step", {}), job.progress.get("stage", {})
+    seconds, moment = step.get("eta_seconds"), float(step.get("time") or 0)
+    begins_anew = stage.get("stage") not in _AFTER_THE_FIRST_STEP and float(stage.get("time") or 0) > moment
+    if job.state != State.RUNNING or begins_anew or not isinstance(seconds, int | float):
+        return None
+    latest = max(float(event.get("time") or 0) for event in job.progress.values())
+    left = seconds - max(0.0, latest - moment)
+    return round(left, 1) if left > 0 else None
+
+
+#: Stages in which the newest step is one of this attempt.
+_AFTER_THE_FIRST_STEP = frozenset({"train", "evaluate", "save"})
+
+
 def as_json(record: JobRecord | WorkerRecord) -> dict[str, Any]:
     """A record as JSON shows it: `job` or `worker` names it, the spec is an object."""
     data = asdict(record)
@@ -132,7 +158,7 @@ def as_json(record: JobRecord | WorkerRecord) -> dict[str, Any]:
     spec = json.loads(record.spec)
     if spec.get("source"):
         spec["source"]["repository"] = shown(spec["source"]["repository"])
-    return {"job": data.pop("id"), **data, "spec": spec}
+    return {"job": data.pop("id"), **data, "spec": spec, "seconds_left": seconds_left(record)}
 
 
 def number(value: Any) -> str:

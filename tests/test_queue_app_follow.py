@@ -12,6 +12,7 @@ from queue_app.cli import repotune
 from queue_app.follow import PlainView, follow_pipeline
 from queue_app.lines import describe
 from queue_app.records import NewJob, new_claim_id, new_job_id
+from queue_app.stage_bar import StageBar
 from queue_app.store import JobStore
 
 
@@ -159,6 +160,33 @@ def test_plain_steps_are_thinned_but_the_last_is_shown(store, capsys):
         view.show(job, json.loads(a_step(step, moment=1000.0 + step).to_json()))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[3] for line in lines] == ["1/10", "6/10", "10/10"]
+
+
+def test_a_clock_that_was_set_back_silences_nothing(store, capsys):
+    (job,) = store.submit([new_job()])
+    view = PlainView()
+    for step, moment in ((1, 5000.0), (2, 100.0), (3, 101.0), (4, 106.0)):
+        view.show(job, json.loads(a_step(step, moment=moment).to_json()))
+    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()] == ["1/10", "2/10", "4/10"]
+
+
+def test_the_terminal_keeps_the_curve_of_the_loss(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setenv("LINES", "40")
+    bar = StageBar("waiting", to_stderr=False)
+    for step in range(1, 9):
+        bar.show({"event": "step", "step": step, "total_steps": 8, "loss": 3.0 - step / 10})
+    bar.show({"event": "progress", "stage": "train", "unit": "steps", "done": 7.5, "total": 8})
+    bar.close()
+    title, *plot, axis = capsys.readouterr().out.splitlines()[-10:]
+    assert (title, axis.split()) == ("training loss by optimizer step", ["1", "8"])
+    assert len({len(line) for line in plot}) == 1
+
+
+def test_progress_in_steps_is_an_echo_and_not_a_line(store, capsys):
+    (job,) = store.submit([new_job()])
+    PlainView().show(job, json.loads(Progress(stage="train", done=1.5, total=9, unit="steps").to_json()))
+    assert capsys.readouterr().out == ""
 
 
 def test_progress_without_a_total_is_shown_as_a_count():

@@ -234,3 +234,42 @@ def test_a_program_is_named_by_its_path_where_the_shell_would_not_find_it(tmp_pa
     assert typed("repotune") == "bin/repotune"
     monkeypatch.setenv("PATH", str(script.parent))
     assert typed("repotune") == "repotune"
+
+
+def a_moment(kind, moment, **fields):
+    return json.dumps({"event": kind, "time": moment, **fields})
+
+
+@pytest.mark.parametrize(
+    ("events", "left"),
+    [
+        ([a_moment("step", 100.0, step=5, total_steps=9, loss=2.0, eta_seconds=600.0)], 600.0),
+        (
+            [
+                a_moment("step", 100.0, step=9, total_steps=9, loss=2.0, eta_seconds=600.0),
+                a_moment("stage", 101.0, stage="evaluate"),
+                a_moment("progress", 160.0, stage="evaluate", done=5, total=64),
+            ],
+            540.0,
+        ),
+        (
+            [
+                a_moment("step", 100.0, step=5, total_steps=9, loss=2.0, eta_seconds=600.0),
+                a_moment("stage", 900.0, stage="load model"),
+            ],
+            None,
+        ),
+        ([a_moment("stage", 1.0, stage="train")], None),
+    ],
+    ids=["a step", "an evaluation after it", "a new attempt that loads", "no step yet"],
+)
+def test_the_time_left_is_told_while_a_job_runs(store, events, left):
+    (job,) = store.submit([new_job()])
+    claim = store.claim(job.id, job.attempt, "anna", new_claim_id())
+    store.emit(claim, events, 0)
+    told = json.loads(invoke("show", job.id, "--json"))
+    assert told["seconds_left"] == left
+    assert ("time left:     about" in invoke("show", job.id)) == (left is not None)
+    assert invoke("jobs").count("about") == (left is not None)
+    store.finish(claim, State.SUCCEEDED)
+    assert json.loads(invoke("show", job.id, "--json"))["seconds_left"] is None

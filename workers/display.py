@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import click
 
 from jobs.events import Event
-from queue_app.lines import PLAIN_SECONDS, describe, is_last
+from queue_app.lines import Pace, describe, is_echo
 from queue_app.stage_bar import StageBar
 
 
@@ -39,23 +39,14 @@ class LineDisplay:
 
     def __init__(self, *, to_stderr: bool) -> None:
         self._to_stderr = to_stderr
-        self._last: dict[str, float] = {}
+        self._pace = Pace()
 
     def show(self, event: Event) -> None:
         """Print the event, unless one like it was printed a moment ago."""
         data = _as_dict(event)
         text = describe(data)
-        if text and not self._too_soon(data):
+        if text and not is_echo(data) and not self._pace.is_too_soon(data):
             click.echo(text, err=self._to_stderr)
-
-    def _too_soon(self, data: dict[str, Any]) -> bool:
-        if data["event"] not in {"step", "progress"} or is_last(data):
-            return False
-        key = f"{data['event']} {data.get('stage', '')}"
-        if data["time"] - self._last.get(key, 0.0) < PLAIN_SECONDS:
-            return True
-        self._last[key] = data["time"]
-        return False
 
 
 class BarDisplay:
