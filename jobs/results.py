@@ -7,6 +7,7 @@ from jobs import checkpoint, report, snapshot
 from jobs.adapter import publish_adapter
 from jobs.events import StageStarted
 from jobs.incident import Incident
+from jobs.last_evaluation import evaluate_run, outcome
 from jobs.measuring import held_out_numbers
 from jobs.run import Run
 
@@ -19,7 +20,7 @@ def save_results(run: Run) -> dict[str, Any]:
     run.context.emit(StageStarted(stage="save", message=str(output / snapshot.ADAPTER)))
     publish_adapter(run.loaded.model, output / snapshot.ADAPTER, run.config)
     ended = "early" if run.state.step < run.order.total_steps else "complete"
-    result = _result(run, ended)
+    result = _result(run, ended) | outcome(evaluate_run(run))
     report.write_report(output, _facts(run, result, run.loaded.notes))
     checkpoint.write_json(output / RESULT, result)
     return result
