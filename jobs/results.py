@@ -20,7 +20,8 @@ def save_results(run: Run) -> dict[str, Any]:
     run.context.emit(StageStarted(stage="save", message=str(output / snapshot.ADAPTER)))
     publish_adapter(run.loaded.model, output / snapshot.ADAPTER, run.config)
     ended = "early" if run.state.step < run.order.total_steps else "complete"
-    result = _result(run, ended) | outcome(evaluate_run(run))
+    evaluation = evaluate_run(run)
+    result = _result(run, ended) | outcome(evaluation)
     report.write_report(output, _facts(run, result, run.loaded.notes))
     checkpoint.write_json(output / RESULT, result)
     return result
