@@ -1,10 +1,12 @@
-"""What a finished run leaves behind: the adapter, the report and, last, `result.json`."""
+"""What a finished run leaves behind: the adapter with its card, the report and, last, `result.json`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs import checkpoint, report, snapshot
 from jobs.adapter import publish_adapter
+from jobs.base import licence_of_base
+from jobs.card import CardFacts, read_object, write_card
 from jobs.events import StageStarted
 from jobs.incident import Incident
 from jobs.last_evaluation import evaluate_run, outcome
@@ -22,6 +24,7 @@ def save_results(run: Run) -> dict[str, Any]:
     ended = "early" if run.state.step < run.order.total_steps else "complete"
     evaluation = evaluate_run(run)
     result = _result(run, ended) | outcome(evaluation)
+    _write_card(run, result, evaluation)
     report.write_report(output, _facts(run, result, run.loaded.notes))
     checkpoint.write_json(output / RESULT, result)
     return result
@@ -47,6 +50,20 @@ def _facts(run: Run, result: Mapping[str, Any], notes: Sequence[str]) -> report.
         device=run.execution.device,
         notes=notes,
     )
+
+
+def _write_card(run: Run, result: dict[str, Any], evaluation: dict[str, Any] | None) -> None:
+    model = run.config.model
+    facts = CardFacts(
+        config=run.config,
+        result=result,
+        manifest=run.data.manifest,
+        device=run.execution.device,
+        licence=licence_of_base(model.name, model.revision),
+        stats=read_object(run.data.folder / "stats.json"),
+        evaluation=evaluation or {},
+    )
+    write_card(run.context.output / snapshot.ADAPTER, facts)
 
 
 def _result(run: Run, ended: str) -> dict[str, Any]:
