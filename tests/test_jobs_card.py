@@ -1,3 +1,4 @@
+import itertools
 import json
 import shlex
 
@@ -123,7 +124,7 @@ def test_the_commands_give_the_same_configuration_again_on_every_device():
         config = load_config(None, ["quantization.kind=int8", "cuda.quantization.kind=int8", "lora.alpha=16"])
         _, run = reproduce_lines(config.for_device(device), manifest(), device.value)
         words = shlex.split(run)
-        settings = [after for word, after in zip(words, words[1:], strict=False) if word == "--set"]
+        settings = [after for word, after in itertools.pairwise(words) if word == "--set"]
         assert load_config(None, settings).for_device(device) == config.for_device(device)
 
 
