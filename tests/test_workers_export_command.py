@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
-from workers.export_command import export  # noqa: E402
+from workers.export_command import export
 
 
 @pytest.fixture
