@@ -22,6 +22,7 @@ SMALL = {
     "dataset": {"sequence_length": 64, "held_out": 0.2},
     "optimization": {"accumulation": 2},
     "training": {"max_steps": 2, "evaluation_rows": 2},
+    "evaluation": {"rows": 2, "future_rows": 2, "prompts": 2, "new_tokens": 4, "resamples": 100, "samples": 1},
 }
 #: Runs `repotune` with the commands that pyproject.toml registers, whichever were there when it was installed.
 PROGRAM = """
