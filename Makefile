@@ -21,7 +21,7 @@ $(VENV)/.model: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.model  ## Fine-tune a small real model on this repository, on this machine's CPU.
-	$(BIN)/submit-job --repo . --local --config examples/demo.yaml --name demo \
+	$(BIN)/submit-job --repo . --local --config examples/demo.yaml --name demo --yes \
 	  --model "$$($(BIN)/python examples/demo_model.py)"
 
 test: $(VENV)/.installed  ## Run the whole test suite.

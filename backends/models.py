@@ -102,7 +102,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     folder = tokenizer_folder(name, revision)
-    with _quiet():
+    with quiet():
         try:
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:
@@ -177,7 +177,7 @@ def load_base(
     config = _read_config(name, folder)
     quantization_config = _agreed_quantization(name, config, quantization_config)
     _switch_dropout_off(config)
-    with _quiet():
+    with quiet():
         try:
             model, loading = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -334,7 +334,7 @@ def _switch_dropout_off(config: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bars out of logs that people read."""
     from transformers.utils import logging
 

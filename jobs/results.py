@@ -1,10 +1,13 @@
-"""What a finished run leaves behind: the adapter, the report and, last, `result.json`."""
+"""What a finished run leaves behind: the adapter with its card, the report and, last, `result.json`."""
 
 from typing import Any
 
 from jobs import checkpoint, snapshot
 from jobs.adapter import publish_adapter
+from jobs.base import licence_of_base
+from jobs.card import CardFacts, read_object, write_card
 from jobs.events import StageStarted
+from jobs.last_evaluation import evaluate_run, outcome
 from jobs.leaving import write_pages
 from jobs.measuring import held_out_numbers
 from jobs.run import Run
@@ -18,10 +21,26 @@ def save_results(run: Run) -> dict[str, Any]:
     run.context.emit(StageStarted(stage="save", message=str(output / snapshot.ADAPTER)))
     publish_adapter(run.loaded.model, output / snapshot.ADAPTER, run.config)
     ended = "early" if run.state.step < run.order.total_steps else "complete"
-    result = _result(run, ended)
-    result |= write_pages(run, result, None)
+    evaluation = evaluate_run(run)
+    result = _result(run, ended) | outcome(evaluation)
+    _write_card(run, result, evaluation)
+    result |= write_pages(run, result, evaluation)
     checkpoint.write_json(output / RESULT, result)
     return result
+
+
+def _write_card(run: Run, result: dict[str, Any], evaluation: dict[str, Any] | None) -> None:
+    model = run.config.model
+    facts = CardFacts(
+        config=run.config,
+        result=result,
+        manifest=run.data.manifest,
+        device=run.execution.device,
+        licence=licence_of_base(model.name, model.revision),
+        stats=read_object(run.data.folder / "stats.json"),
+        evaluation=evaluation or {},
+    )
+    write_card(run.context.output / snapshot.ADAPTER, facts)
 
 
 def _result(run: Run, ended: str) -> dict[str, Any]:

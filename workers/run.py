@@ -6,7 +6,7 @@ Shared by the trainer process and by the foreground commands, so that both run t
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backends import mps
 from backends.devices import Device
@@ -15,6 +15,10 @@ from jobs.events import StageStarted
 from jobs.spec import Config, InvalidSpec, JobSpec, Kind, Source
 from workers.assignment import Assignment
 from workers.caches import dataset_cache
+
+if TYPE_CHECKING:
+    from jobs.published import Published
+    from jobs.trial import Cursor
 
 
 def run_assignment(assignment: Assignment, context: JobContext) -> dict[str, Any]:
@@ -90,6 +94,31 @@ def run_training(
         resume_from=resume_from,
         micro_batch_divisor=micro_batch_divisor,
     )
+
+
+def run_evaluation(
+    config: Config, dataset: Path, adapter: Path | None, device: Device, context: JobContext
+) -> dict[str, Any]:
+    """Compare an adapter with its base on `device`, or measure the base alone."""
+    _prepare_process()
+    from backends.registry import open_backend
+    from jobs.adapter_evaluation import evaluate
+
+    config = config.for_device(device)
+    return evaluate(config, dataset, adapter, open_backend(config.quantization.kind, device), device, context)
+
+
+def run_trial(  # noqa: PLR0917 - callers name them
+    config: Config, adapter: "Published", cursor: "Cursor", device: Device, context: JobContext, new_tokens: int
+) -> dict[str, Any]:
+    """Complete at a cursor on `device`, without the adapter and with it."""
+    _prepare_process()
+    from backends.registry import open_backend
+    from jobs.trial import try_adapter
+
+    config = config.for_device(device)
+    backend = open_backend(config.quantization.kind, device)
+    return try_adapter(config, adapter, cursor, backend, device, context, new_tokens=new_tokens)
 
 
 def _prepare_process() -> None:

@@ -27,16 +27,22 @@ if TYPE_CHECKING:
 @click.option("--local", is_flag=True, help="Run it here and now: an embedded broker, a worker of this machine.")
 @click.option("--wait", is_flag=True, help="Follow the job to its end; Ctrl-C stops following, not the job.")
 @click.option("--dry-run", is_flag=True, help="Print the plan (commit, size, need, queue, workers); start nothing.")
+@click.option("--yes", is_flag=True, help="Start without asking. Only a person at a terminal is asked at all.")
 @json_flag
-def submit(*, local: bool, wait: bool, dry_run: bool, as_json: bool, **flags: Any) -> None:
+def submit(*, local: bool, wait: bool, dry_run: bool, yes: bool, as_json: bool, **flags: Any) -> None:
     """Fine-tune a model on a git repository: a dataset job, then a training job that yields a LoRA adapter.
 
     The broker is the one that REPOTUNE_BROKER_URL names; with --local nothing needs to be set up.
     """
+    from backends.errors import ExitCode
+    from queue_app.confirmation import confirmed
+
     request = read_request(**flags)
     plan, probe = _checked(request, local=local, as_json=as_json)
     if dry_run:
         _dry_run(plan, local=local, as_json=as_json)
+    elif not confirmed(plan, yes=yes or as_json):
+        finish(ExitCode.INTERRUPTED)
     elif local:
         _submit_local(request, plan, probe, as_json=as_json)
     else:
