@@ -55,6 +55,39 @@ def summed_loss(head: Any, shape: LogitShape, states: torch.Tensor, targets: tor
     return fixed.walk(states, targets, gradient=None)
 
 
+def token_losses(head: Any, shape: LogitShape, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each token, without gradients; the arguments are those of `summed_loss`.
+
+    Returns:
+        [tokens] on the device, fp32 or what is wider; 0 where the target is IGNORED.
+    """
+    fixed = _Head.of(head, shape)
+    found = torch.zeros(len(targets), dtype=_wide(states.dtype), device=states.device)
+    with torch.no_grad():
+        if fixed is not None:
+            return fixed.each(states, targets, found)
+        size = chunk_rows(len(targets), vocabulary_of(head), states.dtype)
+        for chunk in _chunks(targets, size):
+            product = head(states.index_select(0, chunk.rows))
+            logits = shape(product.to(_wide(product.dtype)))
+            each = torch.nn.functional.cross_entropy(logits, chunk.labels, reduction="none")
+            found.index_add_(0, chunk.rows, each * chunk.counts)
+    return found
+
+
+def token_losses_of_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The same of logits [tokens, vocabulary] that exist already."""
+    size = chunk_rows(len(targets), logits.shape[1], logits.dtype)
+    with torch.no_grad():
+        parts = [
+            torch.nn.functional.cross_entropy(
+                chunk.to(_wide(chunk.dtype)), labels, ignore_index=IGNORED, reduction="none"
+            )
+            for chunk, labels in zip(logits.split(size), targets.split(size), strict=True)
+        ]
+    return torch.cat(parts)
+
+
 def summed_loss_of_logits(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The same of logits [tokens, vocabulary] that exist already; their log-probabilities never do all at once."""
     total = logits[:0].sum(dtype=_wide(logits.dtype))
@@ -95,16 +128,33 @@ class _Head:
         wide = _wide(states.dtype)
         total = torch.zeros((), dtype=wide, device=states.device)
         factor = None if gradient is None else self.shape.scale * _lift(states.dtype)
-        size = chunk_rows(len(targets), self.vocabulary, states.dtype)
-        buffer = torch.empty(size, self.vocabulary, dtype=wide, device=states.device)
-        for chunk in _chunks(targets, size):
-            product = self._product(states.index_select(0, chunk.rows), buffer)
-            logits = product if product.dtype == wide else buffer[: len(product)].copy_(product)
+        for chunk, product, logits in self._products(states, targets):
             total += (self._descend_(logits, chunk.labels, factor) * chunk.counts).sum()
             if gradient is not None:
                 back = self.weight.multiply_back(logits if product is logits else product.copy_(logits))
                 gradient.index_add_(0, chunk.rows, back.mul_(chunk.counts[:, None]))
         return total
+
+    def each(self, states: torch.Tensor, targets: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        """The loss of each label token, added to `found` [tokens]."""
+        for chunk, _product, logits in self._products(states, targets):
+            found.index_add_(0, chunk.rows, self._descend_(logits, chunk.labels, factor=None) * chunk.counts)
+        return found
+
+    def _products(
+        self, states: torch.Tensor, targets: torch.Tensor
+    ) -> Iterator[tuple["_Chunk", torch.Tensor, torch.Tensor]]:
+        """Each chunk of label tokens, the head's product as the weight gives it, and in the type of the softmax.
+
+        Both lie in memory that the next chunk takes.
+        """
+        wide = _wide(states.dtype)
+        size = chunk_rows(len(targets), self.vocabulary, states.dtype)
+        buffer = torch.empty(size, self.vocabulary, dtype=wide, device=states.device)
+        for chunk in _chunks(targets, size):
+            product = self._product(states.index_select(0, chunk.rows), buffer)
+            logits = product if product.dtype == wide else buffer[: len(product)].copy_(product)
+            yield chunk, product, logits
 
     def _product(self, rows: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
         """[n, vocabulary] in the type of `rows`, in the buffer where the weight can write to it."""

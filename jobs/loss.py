@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from backends.head import IGNORED, summed_loss, summed_loss_of_logits
+from backends.head import IGNORED, summed_loss, summed_loss_of_logits, token_losses, token_losses_of_logits
 from backends.logits import LogitShape, find_shape
 from jobs import shards
 
@@ -60,16 +60,49 @@ class NextTokenLoss:
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """The summed loss: a float32 scalar on the device, with gradients where they are enabled."""
-        # Targets move, not states: a shifted slice of the states would be a copy of them.
-        targets = torch.nn.functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED).flatten()
-        row = {
-            "input_ids": batch.ids,
-            "attention_mask": None,
-            "position_ids": batch.position_ids,
-            "use_cache": False,
-        }
+        targets = _targets(batch)
         if self.shape is None:
-            return summed_loss_of_logits(self.model(**row).logits.flatten(0, 1), targets)
-        base = self.model.get_base_model()
-        states = base.base_model(**row)[0]
-        return summed_loss(base.get_output_embeddings(), self.shape, states.flatten(0, 1), targets)
+            return summed_loss_of_logits(self._logits(batch), targets)
+        return summed_loss(self._head(), self.shape, self._states(batch), targets)
+
+    def by_token(self, batch: Batch) -> torch.Tensor:
+        """The loss of each token under those before it: [rows, sequence_length] on the device; 0 where it is no label.
+
+        No gradients.
+        """
+        targets = _targets(batch)
+        with torch.no_grad():
+            if self.shape is None:
+                found = token_losses_of_logits(self._logits(batch), targets)
+            else:
+                found = token_losses(self._head(), self.shape, self._states(batch), targets)
+        # The loss of a token stands where the token does, not where it was predicted.
+        return torch.nn.functional.pad(found.view_as(batch.ids)[:, :-1], (1, 0))
+
+    def _head(self) -> Any:
+        return self.model.get_base_model().get_output_embeddings()
+
+    def _states(self, batch: Batch) -> torch.Tensor:
+        states: torch.Tensor = self.model.get_base_model().base_model(**_inputs(batch))[0].flatten(0, 1)
+        return states
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = self.model(**_inputs(batch)).logits.flatten(0, 1)
+        return logits
+
+
+def _targets(batch: Batch) -> torch.Tensor:
+    """What each token is to predict, int64 [rows * sequence_length].
+
+    Targets move, not states: a shifted slice of the states would be a copy of them.
+    """
+    return torch.nn.functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED).flatten()
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    return {
+        "input_ids": batch.ids,
+        "attention_mask": None,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+    }

@@ -5,7 +5,14 @@ import torch
 from torch import nn
 
 from backends import head as head_module
-from backends.head import IGNORED, chunk_rows, summed_loss, summed_loss_of_logits
+from backends.head import (
+    IGNORED,
+    chunk_rows,
+    summed_loss,
+    summed_loss_of_logits,
+    token_losses,
+    token_losses_of_logits,
+)
 from backends.int8 import Int8Linear
 from backends.logits import LogitShape
 
@@ -221,3 +228,32 @@ def test_a_chunk_holds_as_many_logits_as_its_bytes_allow(monkeypatch):
     assert chunk_rows(8, 20_000_000, torch.float32) == 1
     for tokens in (1, 244, 245, 1000, 4096):
         assert 4 * 49152 * chunk_rows(tokens, 49152, torch.float32) <= 48_000_000
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("trained", [False, True])
+def test_losses_of_tokens_are_those_of_plain_cross_entropy(shape, trained):
+    head, (states, targets) = frozen_head(bias=True).requires_grad_(requires_grad=trained), tokens()
+    logits = shape(nn.functional.linear(states, head.weight, head.bias)).detach()
+    expected = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    found = token_losses(head, shape, states, targets)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not found.requires_grad
+    torch.testing.assert_close(token_losses_of_logits(logits, targets), expected)
+    assert found.sum() == pytest.approx(summed_loss(head, shape, states, targets).item(), rel=1e-6)
+
+
+def test_tokens_that_only_fill_a_chunk_add_no_loss(monkeypatch):
+    head, (states, targets) = frozen_head(), tokens(count=11)
+    expected = token_losses(head, PLAIN, states, targets)
+    label_tokens = head_module._label_tokens
+    monkeypatch.setattr(
+        head_module, "_label_tokens", lambda targets, size, *, pad: label_tokens(targets, size, pad=not pad)
+    )
+    torch.testing.assert_close(token_losses(head, PLAIN, states, targets), expected)
+
+
+def test_no_label_gives_no_loss():
+    head, (states, _) = frozen_head(), tokens()
+    nothing = torch.full((29,), IGNORED)
+    assert token_losses(head, PLAIN, states, nothing).tolist() == [0.0] * 29
