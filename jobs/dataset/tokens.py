@@ -30,6 +30,8 @@ _PLACEHOLDER = re.compile(f"([{''.join(SPELLED)}])")
 #: A token that stands for one byte, and how a blank is written, where tokens spell text.
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _BLANK = "\N{LOWER ONE EIGHTH BLOCK}"
+#: A line feed as it is, as byte-level tokenizers spell it, and as a token for a byte.
+_LINE_FEEDS = ("\n", "\N{LATIN CAPITAL LETTER C WITH DOT ABOVE}", "<0x0A>")
 
 Ids = NDArray[np.int64]
 
@@ -182,6 +184,22 @@ class Vocabulary:
                 # A copy: a view would keep the ids of the whole batch in memory.
                 ids = encoded.of(place).astype(np.int64)
                 yield ids[~self._reserved[ids]] if forged else ids
+
+    def bytes_of(self, ids: Ids) -> NDArray[np.int64]:
+        """Bytes of text that each token stands for, 0 for special ones; exact for the tokenizers of `byte_starts`."""
+        return np.where(self._reserved[ids], 0, self._bytes[ids])
+
+    def text_of(self, ids: Ids | Sequence[int]) -> str:
+        """The text of some tokens, special ones left out; of a character that is not whole, U+FFFD."""
+        text: str = self._backend.decode([int(identifier) for identifier in ids], skip_special_tokens=True)
+        return text
+
+    @cached_property
+    def line_ends(self) -> frozenset[int]:
+        """Tokens that hold a line feed, however the tokenizer spells it."""
+        return frozenset(
+            identifier for token, identifier in self._ids.items() if any(feed in token for feed in _LINE_FEEDS)
+        )
 
     def byte_starts(self, ids: Ids, size: int) -> NDArray[np.int64]:
         """Where each token begins in a UTF-8 text of `size` bytes, and its end: [len(ids) + 1].
