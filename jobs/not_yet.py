@@ -9,13 +9,6 @@ from typing import Any
 #: section.key, or the name of an environment variable; one a line, sorted.
 NOT_YET = frozenset(
     {
-        "evaluation.future_rows",
-        "evaluation.minutes",
-        "evaluation.new_tokens",
-        "evaluation.prompts",
-        "evaluation.resamples",
-        "evaluation.rows",
-        "evaluation.samples",
         "output.keep_best",
         "output.publish",
         "training.checkpoint_async",

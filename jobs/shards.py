@@ -175,6 +175,12 @@ class PackedDataset:
     train: "Rows"
     held_out: "Rows"
     future: "Rows"
+    #: Where it lies.
+    folder: Path
+
+    def split(self, name: str) -> "Rows":
+        """The rows of one of SPLITS."""
+        return {TRAIN: self.train, HELD_OUT: self.held_out, FUTURE: self.future}[name]
 
 
 class Rows:
@@ -224,7 +230,8 @@ def open_dataset(folder: Path) -> PackedDataset:
     for split, rows in zip(SPLITS, splits, strict=True):
         if len(rows) != manifest["splits"].get(split, _NO_ROWS)["rows"]:
             raise DatasetError(f"Dataset {folder} lacks rows of its {split} split: build it again.")
-    return PackedDataset(manifest, length, *splits)
+    train, held_out, future = splits
+    return PackedDataset(manifest, length, train, held_out, future, folder)
 
 
 def verify(folder: Path) -> None:

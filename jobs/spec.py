@@ -305,7 +305,11 @@ class EvaluationSection(Section):
     prompts: int = Field(32, ge=0, description="Places in code that are completed, with base and adapter, at most.")
     new_tokens: int = Field(48, ge=1, le=4096, description="Tokens of a completion at most.")
     resamples: int = Field(1000, ge=100, le=1_000_000, description="Draws of the bootstrap behind each interval.")
-    minutes: float = Field(10.0, gt=0, description="No further completion is begun after so many minutes.")
+    minutes: float = Field(
+        10.0,
+        gt=0,
+        description="Nothing further is measured after so many minutes, nor after a tenth of a training's own time.",
+    )
     samples: int = Field(6, ge=0, description="Completions that are shown side by side.")
 
 

@@ -92,6 +92,18 @@ def run_training(
     )
 
 
+def run_evaluation(
+    config: Config, dataset: Path, adapter: Path | None, device: Device, context: JobContext
+) -> dict[str, Any]:
+    """Compare an adapter with its base on `device`, or measure the base alone."""
+    _prepare_process()
+    from backends.registry import open_backend
+    from jobs.adapter_evaluation import evaluate
+
+    config = config.for_device(device)
+    return evaluate(config, dataset, adapter, open_backend(config.quantization.kind, device), device, context)
+
+
 def _prepare_process() -> None:
     """Set what libraries read once, when they are imported."""
     mps.set_environment()
