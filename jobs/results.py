@@ -5,6 +5,7 @@ from typing import Any
 from jobs import checkpoint, snapshot
 from jobs.adapter import publish_adapter
 from jobs.events import StageStarted
+from jobs.last_evaluation import evaluate_run, outcome
 from jobs.leaving import write_pages
 from jobs.measuring import held_out_numbers
 from jobs.run import Run
@@ -18,8 +19,9 @@ def save_results(run: Run) -> dict[str, Any]:
     run.context.emit(StageStarted(stage="save", message=str(output / snapshot.ADAPTER)))
     publish_adapter(run.loaded.model, output / snapshot.ADAPTER, run.config)
     ended = "early" if run.state.step < run.order.total_steps else "complete"
-    result = _result(run, ended)
-    result |= write_pages(run, result, None)
+    evaluation = evaluate_run(run)
+    result = _result(run, ended) | outcome(evaluation)
+    result |= write_pages(run, result, evaluation)
     checkpoint.write_json(output / RESULT, result)
     return result
 

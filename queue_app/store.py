@@ -268,7 +268,7 @@ class JobStore:
         keys = [_key(claim.job_id), f"rt:events:{claim.job_id}"]
         for start in range(0, len(events), _BATCH):
             lines = [_bounded_event(line) for line in events[start : start + _BATCH]]
-            newest = {kind: at for at, line in enumerate(lines) if (kind := _kind(line)) in WATCHED_EVENTS}
+            newest = {kind: at for at, line in enumerate(lines) if (kind := _watched(line))}
             watched = [item for pair in newest.items() for item in pair]
             if not self._run("emit", keys, [*_right(claim), first_seq + start, len(newest), *watched, *lines]):
                 return False
@@ -462,6 +462,17 @@ def _bounded_event(line: str) -> str:
         return line
     problem = "was too long" if len(line) > _LONGEST_LINE else "could not be read"
     return json.dumps({"event": "note", "time": 0.0, "level": "warning", "message": f"An event {problem}."})
+
+
+def _watched(line: str) -> str:
+    """The kind under which a job's record keeps the event; "" where it keeps none.
+
+    Of losses it keeps those of held-out files, which are measured while a training goes on; the one of newer commits
+    comes last and would hide them.
+    """
+    kind = _kind(line)
+    hidden = kind == "evaluation" and json.loads(line).get("split", "held_out") != "held_out"
+    return kind if kind in WATCHED_EVENTS and not hidden else ""
 
 
 def _kind(line: str) -> str:

@@ -296,6 +296,16 @@ def test_events_come_back_in_order_and_the_newest_of_each_kind_is_in_the_record(
     assert set(progress) == {"stage", "step", "evaluation"}
 
 
+def test_the_loss_of_newer_commits_does_not_hide_that_of_held_out_files(store):
+    claim = running(store)
+    held_out = Evaluated(step=3, loss=1, perplexity=2, tokens=9)
+    future = replace(held_out, loss=7, split="future")
+    assert store.emit(claim, [held_out.to_json(), future.to_json()], 0)
+    assert store.emit(claim, [future.to_json()], 2)
+    assert store.get(claim.job_id).progress["evaluation"] == json.loads(held_out.to_json())
+    assert [event["loss"] for _, event in store.events(claim.job_id) if event["event"] == "evaluation"] == [1, 7, 7]
+
+
 def test_events_that_overlap_with_what_was_sent_are_taken_once(store):
     claim = running(store)
     lines = [Progress(stage="s", done=number).to_json() for number in range(1200)]
