@@ -6,6 +6,7 @@ from backends import attention
 from backends.adapters import attach
 from backends.contract import AdapterRequest
 from backends.generation import complete, evaluating, side
+from backends.int8 import Int8Config
 
 torch.set_num_threads(1)
 
@@ -73,3 +74,22 @@ def test_completing_draws_no_chance_and_leaves_the_model_as_it_was(model, tokeni
     assert [module.training for module in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == frozen
     assert model.config.use_cache is False
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", ["full", "int8"])
+def test_without_its_adapter_a_model_is_its_base(tiny_model_folder, dora, kind):
+    def base():
+        quantization = Int8Config(group_size=32) if kind == "int8" else None
+        return AutoModelForCausalLM.from_pretrained(tiny_model_folder, quantization_config=quantization).eval()
+
+    model = attach(base(), AdapterRequest(rank=4, alpha=8, dora=dora), seed=17).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+        ids = torch.tensor(PROMPTS[:1])
+        with side(model, adapter=False):
+            alone = model(input_ids=ids).logits
+        torch.testing.assert_close(alone, base()(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(alone, model(input_ids=ids).logits, atol=1e-2)
