@@ -30,10 +30,14 @@ def measure_if_due(run: Run) -> HeldOut | None:
         NothingToHalve: memory ran out even for one row at a time.
         StopRequested: asked to leave; a checkpoint was saved if there was anything to save.
     """
-    due = _is_due(run)
-    if _has_none_of(run, 0) and (due or run.state.step >= BASE_AFTER):
+    if _base_is_due(run):
         _measure_and_tell(run, 0)
-    return _measure_and_tell(run, run.state.step) if due else None
+    return _measure_and_tell(run, run.state.step) if _step_is_due(run) else None
+
+
+def is_due(run: Run) -> bool:
+    """Whether anything is to be measured at the step that the run is at, and is not yet."""
+    return _base_is_due(run) or _step_is_due(run)
 
 
 def held_out_numbers(run: Run) -> list[int]:
@@ -41,7 +45,11 @@ def held_out_numbers(run: Run) -> list[int]:
     return evaluation_rows(len(run.data.held_out), run.config.training.evaluation_rows)
 
 
-def _is_due(run: Run) -> bool:
+def _base_is_due(run: Run) -> bool:
+    return _has_none_of(run, 0) and (run.state.step >= BASE_AFTER or _step_is_due(run))
+
+
+def _step_is_due(run: Run) -> bool:
     step, every = run.state.step, run.config.training.evaluate_every_steps
     due = step >= run.order.total_steps or (every is not None and step > 0 and step % every == 0)
     return due and _has_none_of(run, step)
