@@ -7,6 +7,7 @@ person sees within seconds that the training moves, and not after the minutes th
 import math
 from contextlib import nullcontext
 
+from jobs.context import StopRequested
 from jobs.evaluation import HeldOut, evaluation_rows, measure
 from jobs.events import Evaluated, StageStarted
 from jobs.healing import measure_that_fits
@@ -30,9 +31,13 @@ def measure_if_due(run: Run) -> HeldOut | None:
         NothingToHalve: memory ran out even for one row at a time.
         StopRequested: asked to leave; a checkpoint was saved if there was anything to save.
     """
-    if _base_is_due(run):
-        _measure_and_tell(run, 0)
-    return _measure_and_tell(run, run.state.step) if _step_is_due(run) else None
+    try:
+        if _base_is_due(run):
+            _measure_and_tell(run, 0)
+        return _measure_and_tell(run, run.state.step) if _step_is_due(run) else None
+    except StopRequested:
+        # Not earlier: with the adapter switched off, a checkpoint would be without its optimizer's state.
+        leave(run)
 
 
 def is_due(run: Run) -> bool:
@@ -80,7 +85,7 @@ def _measure(run: Run, step: int) -> HeldOut:
     def on_progress(done: int, _total: int) -> None:
         tell(done)
         if run.context.should_stop():
-            leave(run)
+            raise StopRequested
 
     def with_micro_batch(micro_batch: int) -> HeldOut:
         return measure(

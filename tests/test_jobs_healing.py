@@ -15,8 +15,8 @@ from transformers import Starcoder2Config, Starcoder2ForCausalLM
 from backends.devices import Device
 from backends.full import FullPrecision
 from jobs import healing, shards
-from jobs.context import JobContext
-from jobs.events import Evaluated, Healed, Note, StepDone
+from jobs.context import JobContext, StopRequested
+from jobs.events import Evaluated, Healed, Note, StageStarted, StepDone
 from jobs.run import OutOfMemory
 from jobs.spec import Config
 from jobs.training import train
@@ -318,3 +318,21 @@ def test_the_base_is_measured_late_as_it_would_be_before_the_first_step(tmp_path
     short = make_config(model, training=training | {"epochs": 1, "evaluate_every_steps": 1})
     first, _ = run(tmp_path / "short", short, dataset, backend)
     assert result["loss_before"] == first["loss_before"]
+
+
+def test_a_run_that_is_stopped_while_the_base_is_measured_goes_on_exactly(tmp_path, dataset, model):
+    training = {"epochs": 5, "gradient_checkpointing": "off", "checkpoint_every_steps": 1000}
+    config, events = make_config(model, training=training), []
+
+    def measures():
+        return bool(events) and isinstance(events[-1], StageStarted) and events[-1].stage == "evaluate"
+
+    context = JobContext(output=tmp_path / "stopped", emit=events.append, should_stop=measures)
+    with pytest.raises(StopRequested):
+        train(config, dataset, FullPrecision(), Device.CPU, context)
+    context = JobContext(output=tmp_path / "stopped", emit=events.append)
+    resumed = train(config, dataset, FullPrecision(), Device.CPU, context, resume_from=tmp_path / "stopped/checkpoints")
+    straight, _ = run(tmp_path / "straight", config, dataset, FullPrecision())
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "straight")
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "straight"))
+    assert resumed["loss_before"] == straight["loss_before"]
