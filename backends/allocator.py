@@ -9,6 +9,7 @@ freed, at the price of a page fault every 4 KiB, some 15 % of a step's CPU time 
 import ctypes
 import os
 import sys
+from typing import Any
 
 #: Smaller blocks stay glibc's: there are too many of them.
 _MAPPED_FROM_BYTES = 256 * 1024
@@ -20,10 +21,23 @@ _VARIABLE = "MALLOC_MMAP_THRESHOLD_"
 
 def return_large_blocks() -> bool:
     """Have large blocks mapped, unless somebody has set glibc's variable; False where the C library is another."""
-    if not sys.platform.startswith("linux") or _VARIABLE in os.environ:
+    if _VARIABLE in os.environ:
         return False
+    mallopt = _of_glibc("mallopt")
+    return bool(mallopt and mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES))
+
+
+def trim() -> bool:
+    """Give the system back what is free between blocks that live on; False where there was nothing, or no glibc."""
+    malloc_trim = _of_glibc("malloc_trim")
+    return bool(malloc_trim and malloc_trim(0))
+
+
+def _of_glibc(name: str) -> Any:
+    """A function of the C library; None where that is another one."""
+    if not sys.platform.startswith("linux"):
+        return None
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # musl has none
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES))
+        return getattr(ctypes.CDLL(None), name, None)
+    except OSError:
+        return None

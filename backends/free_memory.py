@@ -1,4 +1,4 @@
-"""How much memory a training that starts now may take on a device of this machine."""
+"""How much memory a training that starts now may take on a device of this machine; and giving unused memory back."""
 
 from pathlib import Path
 
@@ -31,6 +31,19 @@ def limit_bytes(device: Device) -> int:
     # macOS compresses and swaps what other programs leave idle; Metal's working set it does not exceed.
     room = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return min(int(room), 2 * free_ram())
+
+
+def release_unused(device: Device) -> None:
+    """Let go of memory that is kept for the next time: torch's own on a GPU, the scratch of quantised products."""
+    import torch
+
+    from backends.int8 import tiles
+
+    tiles.release()
+    if device is Device.CUDA:
+        torch.cuda.empty_cache()
+    if device is Device.MPS:
+        torch.mps.empty_cache()
 
 
 def free_ram() -> int:

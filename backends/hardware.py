@@ -20,10 +20,13 @@ _OUT_OF_MEMORY = (
     "invalid buffer size",  # a tensor larger than Metal's largest buffer
     "cuda out of memory",
     "cuda error: out of memory",
+    "cuda driver error: out of memory",
     "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
     "can't allocate memory",  # DefaultCPUAllocator on Linux and macOS
     "not enough memory",  # elsewhere
     "cannot allocate memory",
+    "bad_alloc",  # what C++ throws, in libraries that torch calls
 )
 
 

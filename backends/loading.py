@@ -49,7 +49,7 @@ def load_model(request: ModelRequest, precision: Precision, quantization_config:
     # A cache of keys and values is of no use in training, and hides the bounds of packed documents from the mask.
     model.config.use_cache = False
     if request.gradient_checkpointing:
-        _recompute(model.get_base_model(), request.device)
+        recompute(model.get_base_model(), request.device)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return LoadedModel(
         model=model,
@@ -67,8 +67,8 @@ def load_model(request: ModelRequest, precision: Precision, quantization_config:
     )
 
 
-def _recompute(base: Any, device: Device) -> None:
-    """Let every decoder layer compute its activations again in the backward pass."""
+def recompute(base: Any, device: Device) -> None:
+    """Let every decoder layer compute its activations again in the backward pass, from now on."""
     arguments = checkpointing.arguments(device)
     if hasattr(base, "activation_checkpointing_enable"):  # transformers 5.23 renamed it
         base.activation_checkpointing_enable(arguments)

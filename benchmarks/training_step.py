@@ -45,7 +45,7 @@ INT8_PRODUCTS = ("quantization.compute=int8", "quantization.group_size=row")
 ENOUGH = 200
 #: OpenMP's threads stay as users have them: told to sleep at once, a step of many small products took up to 1.7 x.
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-FIRST_REPLY_SECONDS = 120.0
+FIRST_REPLY_SECONDS = 600.0
 
 
 # ---------------------------------------------------------------- the process of one variant
@@ -135,13 +135,13 @@ def peft(case: Case, baton: Baton, quantization: Callable[[], Any] = lambda: Non
     from transformers import AutoModelForCausalLM
 
     config = quantization()
-    lora = _lora()
+    adapter = lora()
     baton.tell(state="imported")
     baton.begin()
     model = AutoModelForCausalLM.from_pretrained(
         case.model, dtype=torch.float32, device_map={"": "cpu"}, quantization_config=config
     )
-    model = get_peft_model(model, lora).train()
+    model = get_peft_model(model, adapter).train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
     ids = torch.tensor([case.ids])
@@ -157,7 +157,8 @@ def peft(case: Case, baton: Baton, quantization: Callable[[], Any] = lambda: Non
         del loss
 
 
-def _lora() -> Any:
+def lora() -> Any:
+    """The adapter of every peer."""
     from peft import LoraConfig
 
     return LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -225,7 +226,7 @@ def trl(case: Case, baton: Baton, *, checkpointing: bool = False) -> None:
         args=settings,
         train_dataset=rows,
         processing_class=tokenizer,
-        peft_config=_lora(),
+        peft_config=lora(),
         callbacks=[Turns()],
     )
     baton.tell(state="loaded")
@@ -245,7 +246,7 @@ VARIANTS: dict[str, Callable[[Case, Baton], None]] = {
 }
 
 
-def serve(name: str, case: Case) -> None:
+def serve(variant: Callable[[Case, Baton], None], case: Case) -> None:
     """Run one variant until the pipe ends."""
     baton = Baton()
     import torch
@@ -253,7 +254,7 @@ def serve(name: str, case: Case) -> None:
     torch.set_num_threads(2)
     torch.manual_seed(1)
     try:
-        VARIANTS[name](case, baton)
+        variant(case, baton)
     except ImportError as error:
         traceback.print_exc()
         baton.tell(error=f"not installed: {error.name or error}")
@@ -268,9 +269,9 @@ def serve(name: str, case: Case) -> None:
 class Process:
     """A variant's process, seen from outside."""
 
-    def __init__(self, name: str, case: Case) -> None:
+    def __init__(self, name: str, case: Case, script: str) -> None:
         folder = str(case.work.parent)
-        command = [sys.executable, __file__, "--serve", name, "--model", case.model, "--folder", folder]
+        command = [sys.executable, script, "--serve", name, "--model", case.model, "--folder", folder]
         self._log = (case.work / "log").open("w+")
         self._process = subprocess.Popen(
             command,
@@ -395,13 +396,13 @@ def _write_dataset(folder: Path, ids: list[int]) -> None:
 
 
 @contextlib.contextmanager
-def processes(names: list[str], folder: Path, model: str) -> Iterator[dict[str, Process]]:
-    """One process a variant, all importing at once."""
+def processes(names: list[str], folder: Path, model: str, script: str = __file__) -> Iterator[dict[str, Process]]:
+    """One process a variant, all importing at once; `script` takes the flags of this file's --serve."""
     started = {}
     for name in names:
         case = Case(model, folder / "dataset", folder / name.replace(" ", "-"))
         case.work.mkdir()
-        started[name] = Process(name, case)
+        started[name] = Process(name, case, script)
     try:
         yield started
     finally:
@@ -416,7 +417,7 @@ def measure(names: list[str], folder: Path, model: str, rounds: int, seconds: fl
     times: dict[str, list[dict[str, float]]] = {}
     with processes(names, folder, model) as alive:
         for name, process in alive.items():
-            rows[name] = _warm_up(process)
+            rows[name] = warm_up(process)
             print(f"  {name}: {rows[name].get('error', 'ready')}", file=sys.stderr, flush=True)
         running = {name: process for name, process in alive.items() if "error" not in rows[name]}
         for number in range(rounds):
@@ -432,7 +433,7 @@ def measure(names: list[str], folder: Path, model: str, rounds: int, seconds: fl
     return rows
 
 
-def _warm_up(process: Process) -> dict[str, Any]:
+def warm_up(process: Process) -> dict[str, Any]:
     """Load and step twice: the first step allocates the optimizer's state, the second is watched."""
     answer = process.reply()
     if "error" in answer:
@@ -498,7 +499,7 @@ def tell(rows: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     known = {"python": platform.python_version()}
     for name in ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "torchao", "trl"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -514,7 +515,7 @@ def write(shape: str, rows: dict[str, dict[str, Any]]) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "environment": ENVIRONMENT,
-        "versions": _versions(),
+        "versions": versions(),
     }
     told = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     kept = told.get(shape, {})
@@ -535,7 +536,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         work = options.folder / options.serve.replace(" ", "-")
-        serve(options.serve, Case(options.model, options.folder / "dataset", work))
+        serve(VARIANTS[options.serve], Case(options.model, options.folder / "dataset", work))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the variants' processes and the folder go as well
     wanted = tuple(options.only.split(",")) if options.only else ("",)

@@ -9,6 +9,7 @@ from backends.throughput import Range, time_text
 from jobs.ahead import ahead
 from jobs.context import JobContext
 from jobs.events import Note, StageStarted, StepDone
+from jobs.healing import step_that_fits
 from jobs.incident import Incident
 from jobs.measuring import measure_if_due
 from jobs.metrics import Speed
@@ -16,7 +17,6 @@ from jobs.order import Position
 from jobs.run import REMEDY, Diverged, Run, Step
 from jobs.saving import leave, save_checkpoint
 from jobs.schedule import make_rate
-from jobs.stepping import optimizer_step
 from jobs.stopping import Verdict, suggestion
 
 #: Skipped steps in a row after which a run is given up. With a gradient scaler the first steps of a healthy run
@@ -46,7 +46,7 @@ def _train(run: Run) -> None:
     _tell_start(run)
     for numbers, position in order.steps_from(state.position):
         lr = rate.at(state.step + 1)
-        step = optimizer_step(run, [run.data.train[number] for number in numbers], lr)
+        step = step_that_fits(run, [run.data.train[number] for number in numbers], lr)
         _count(run, step, position)
         speed.add(step.tokens, step.seconds)
         run.eta.step(len(numbers), step.seconds)

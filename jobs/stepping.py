@@ -1,40 +1,58 @@
-"""One optimizer step: forward and backward over the rows of an effective batch, then one update of the adapter.
+"""One optimizer step in two parts: the gradients over the rows of an effective batch, then one update of the adapter.
 
 A step takes `micro_batch x accumulation` rows, a micro-batch at a time, and divides the summed loss once by the label
 tokens of all of them: splitting a step differently changes the memory it needs and nothing else.
 """
 
 import math
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from jobs.loss import count_labels, make_batch
 from jobs.optimizer import set_rate, trainable
-from jobs.run import Run, Step
+from jobs.run import Run
 from jobs.stages import throttled_progress
 
 
-def optimizer_step(run: Run, rows: Sequence[Any], lr: float) -> Step:
-    """Train on `rows` with the learning rate `lr`.
+@dataclass(frozen=True, kw_only=True)
+class Gradients:
+    """What the gradients of a step, now in the adapter's parameters, came to."""
+
+    #: Mean loss over the label tokens, nats.
+    mean: float
+    #: Global L2 norm before clipping.
+    norm: float
+    #: Label tokens.
+    tokens: int
+
+
+def gather_gradients(run: Run, rows: Sequence[Any]) -> Gradients:
+    """Gradients of the mean loss of `rows`, clipped.
 
     Raises:
         RuntimeError: also where memory ran out, as the device tells it (`backends.hardware.is_out_of_memory`).
     """
-    began = time.perf_counter()
-    accelerator, optimizer = run.accelerator, run.optimizer
     tokens = count_labels(rows)
     total = _backward(run, rows, tokens)
-    norm = accelerator.clip_grad_norm_(trainable(run.loaded.model).values(), run.config.optimization.max_grad_norm)
-    mean, norm = float(total) / max(tokens, 1), float(norm)
-    set_rate(optimizer, lr)
+    parameters = trainable(run.loaded.model).values()
+    norm = run.accelerator.clip_grad_norm_(parameters, run.config.optimization.max_grad_norm)
+    return Gradients(mean=float(total) / max(tokens, 1), norm=float(norm), tokens=tokens)
+
+
+def update(run: Run, gradients: Gradients, lr: float) -> None:
+    """Move the adapter by the learning rate `lr`, unless the gradients are not finite.
+
+    Raises:
+        RuntimeError: as above; the gradients are still there.
+    """
+    set_rate(run.optimizer, lr)
     # The scaler must see overflowing gradients to lower its scale; it skips the update by itself.
-    if accelerator.scaler is not None or (math.isfinite(mean) and math.isfinite(norm)):
-        optimizer.step()
-    optimizer.zero_grad()
-    return Step(loss=mean, grad_norm=norm, tokens=tokens, seconds=time.perf_counter() - began)
+    if run.accelerator.scaler is not None or (math.isfinite(gradients.mean) and math.isfinite(gradients.norm)):
+        run.optimizer.step()
+    run.optimizer.zero_grad()
 
 
 def _backward(run: Run, rows: Sequence[Any], tokens: int) -> torch.Tensor:

@@ -85,7 +85,8 @@ class JobRecord:
     #: No claim before this time.
     not_before: float = 0.0
     need_bytes: int = 0
-    #: {"step": int, "artifact": path in the artifact store} of the newest checkpoint, kept over attempts.
+    #: {"step": int, "artifact": path in the artifact store} of the newest checkpoint, kept over attempts; with "best"
+    #: where another one is kept for its held-out loss.
     checkpoint: dict[str, Any] | None = None
     #: The newest event of each kind that people watch: {"stage": {…}, "progress": {…}, "step": {…}, "evaluation": {…}}.
     progress: dict[str, Any] = field(default_factory=dict)

@@ -283,9 +283,12 @@ class JobStore:
                 return False
         return True
 
-    def checkpoint(self, claim: Claim, step: int, artifact: str) -> bool:
-        """Make a complete artifact the current checkpoint. False when the job is no longer yours."""
-        pointer = json.dumps({"step": step, "artifact": artifact})
+    def checkpoint(self, claim: Claim, step: int, artifact: str, best: str | None = None) -> bool:
+        """Make a complete artifact the current checkpoint, `best` the one to keep beside it.
+
+        False when the job is no longer yours.
+        """
+        pointer = json.dumps({"step": step, "artifact": artifact} | ({"best": best} if best else {}))
         return bool(self._run("checkpoint", [_key(claim.job_id)], [*_right(claim), pointer]))
 
     def finish(

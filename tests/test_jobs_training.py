@@ -161,8 +161,8 @@ def test_training_lowers_the_held_out_loss_and_leaves_adapter_metrics_report_and
     assert steps[-1]["tokens"] == result["tokens"]
     assert [event.stage for event in recorder.of(StageStarted)] == [
         "load model",
-        "evaluate",
         "train",
+        "evaluate",
         "evaluate",
         "save",
     ]
@@ -484,9 +484,13 @@ def test_steps_that_are_not_finite_are_skipped_and_several_in_a_row_end_the_run(
         MemoryError(),
     ],
 )
-def test_a_lack_of_memory_is_told_as_such(tmp_path, dataset, model_folder, error):
+def test_a_lack_of_memory_while_the_model_loads_is_told_as_such(tmp_path, dataset, model_folder, error):
+    class Full(FullPrecision):
+        def load(self, _request):
+            raise error
+
     with pytest.raises(OutOfMemory, match="micro_batch"):
-        run(tmp_path, make_config(model_folder), dataset, backend=Failing(error))
+        run(tmp_path, make_config(model_folder), dataset, backend=Full())
 
 
 def test_a_real_allocation_failure_on_the_cpu_is_recognised():

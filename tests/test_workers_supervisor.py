@@ -52,8 +52,9 @@ def claim_again(runtime, job_id):
     return runtime.store.claim(job_id, attempt, runtime.name, new_claim_id())
 
 
-def report(runtime, claim, last=None, stop=None, exit_code=0):
-    Supervisor(runtime, claim)._report(End(last=last, stop=stop, exit_code=exit_code, log="Killed"))
+def report(runtime, claim, last=None, stop=None, *, exit_code=0, memory_kill=""):
+    end = End(last=last, stop=stop, exit_code=exit_code, log="Killed", memory_kill=memory_kill)
+    Supervisor(runtime, claim)._report(end)
     return runtime.store.get(claim.job_id)
 
 
@@ -94,6 +95,21 @@ def test_a_trainer_that_dies_again_and_again_fails_the_job_with_its_last_words(r
     assert (record.state, record.cause) == (State.FAILED, Cause.WORKER_LOST)
     assert "signal 9" in record.reason
     assert "Killed" in record.reason
+
+
+def test_a_kill_by_the_system_for_want_of_memory_halves_the_micro_batch_as_well(runtime):
+    claim = claimed(runtime, micro_batch=2)
+    for halvings in (1, 2):  # to one row, then to recomputation
+        record = report(runtime, claim, exit_code=-9, memory_kill="the system killed it")
+        assert (record.state, record.cause, record.memory_halvings) == (State.QUEUED, Cause.OUT_OF_MEMORY, halvings)
+        claim = claim_again(runtime, claim.job_id)
+    assert record.reason.startswith("Out of memory with a micro-batch of 1")
+    for _ in range(3):  # nothing is left to halve: perhaps another program took the memory
+        record = report(runtime, claim, exit_code=-9, memory_kill="the system killed it")
+        assert (record.state, record.memory_halvings) == (State.QUEUED, 2)
+        claim = claim_again(runtime, claim.job_id)
+    record = report(runtime, claim, exit_code=-9, memory_kill="the system killed it")
+    assert (record.state, record.cause) == (State.FAILED, Cause.OUT_OF_MEMORY)
 
 
 def test_a_retry_by_its_owner_forgives_the_deaths_before(runtime):
@@ -210,7 +226,7 @@ def test_a_checkpoint_arrives_even_when_the_trainer_removes_it_meanwhile(tmp_pat
     (tmp_path / "step-1").mkdir()
     (tmp_path / "step-1" / "weights").write_bytes(b"w")
 
-    def upload(folder, step):
+    def upload(folder, step, _best):
         attempts.append(step)
         if len(attempts) == 1:
             raise OSError("the store is away")
@@ -232,22 +248,47 @@ def test_the_artifact_store_keeps_as_many_checkpoints_as_the_trainer(runtime, tm
     (tmp_path / "step").mkdir()
     (tmp_path / "step" / "state.json").write_text("{}")
     for step in (1, 2, 3):
-        supervisor._upload_checkpoint(tmp_path / "step", step)
+        supervisor._upload_checkpoint(tmp_path / "step", step, best=False)
     checkpoints = [f"{claim.job_id}/{claim.fence}/checkpoints/step-{step}" for step in (1, 2, 3)]
     assert [runtime.artifacts.exists(checkpoint) for checkpoint in checkpoints] == [False, True, True]
     assert runtime.store.get(claim.job_id).checkpoint == {"step": 3, "artifact": checkpoints[2]}
+
+
+def test_the_best_checkpoint_stays_over_attempts_until_there_is_a_better_one(runtime, tmp_path):
+    claim = claimed(runtime)
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "state.json").write_text("{}")
+    supervisor = Supervisor(runtime, claim)
+    for step in (1, 2, 3, 4):
+        supervisor._upload_checkpoint(tmp_path / "step", step, best=step == 1)
+    assert stored(runtime, claim, 4) == [True, False, True, True]
+    runtime.store.requeue(claim, Cause.PREEMPTED, "")
+    again = claim_again(runtime, claim.job_id)
+    assert again.record.checkpoint["best"].endswith("/step-1")
+    supervisor = Supervisor(runtime, again)
+    for step in (5, 6):
+        supervisor._upload_checkpoint(tmp_path / "step", step, best=False)
+    assert stored(runtime, claim, 4)[::3] == [True, False]
+    supervisor._upload_checkpoint(tmp_path / "step", 7, best=True)
+    assert not stored(runtime, claim, 1)[0]
+    assert stored(runtime, again, 7)[4:] == [False, True, True]
+
+
+def stored(runtime, claim, steps):
+    folder = f"{claim.job_id}/{claim.fence}/checkpoints"
+    return [runtime.artifacts.exists(f"{folder}/step-{step}") for step in range(1, steps + 1)]
 
 
 def test_a_resumed_attempt_forgets_the_checkpoint_it_began_from_once_it_has_newer_ones(runtime, tmp_path):
     first = claimed(runtime)
     (tmp_path / "step").mkdir()
     (tmp_path / "step" / "state.json").write_text("{}")
-    Supervisor(runtime, first)._upload_checkpoint(tmp_path / "step", 1)
+    Supervisor(runtime, first)._upload_checkpoint(tmp_path / "step", 1, best=False)
     runtime.store.requeue(first, Cause.PREEMPTED, "")
     second = claim_again(runtime, first.job_id)
     supervisor = Supervisor(runtime, second)
     for step in (2, 3):
-        supervisor._upload_checkpoint(tmp_path / "step", step)
+        supervisor._upload_checkpoint(tmp_path / "step", step, best=False)
     assert not runtime.artifacts.exists(f"{first.job_id}/{first.fence}/checkpoints/step-1")
     assert runtime.artifacts.exists(f"{first.job_id}/{second.fence}/checkpoints/step-2")
 

@@ -7,14 +7,17 @@ from jobs.events import Failed
 from jobs.spec import InvalidSpec
 from jobs.states import Cause
 
-#: Of `jobs.planner`: every saving was weighed already.
-_DOES_NOT_FIT = "DoesNotFit"
+#: Of `jobs.planner` and `jobs.healing`: every saving was weighed or made already.
+_NOTHING_LEFT = {"DoesNotFit", "NothingToHalve"}
+
+#: The others that mean a lack of memory, by name: their modules load torch.
+_LACKS = {"OutOfMemory", "OutOfMemoryError"}
 
 
 def failure_of(error: BaseException) -> Failed:
     """The event that tells why the job could not go on."""
     details = "".join(traceback.format_exception(error))
-    final = type(error).__name__ == _DOES_NOT_FIT
+    final = type(error).__name__ in _NOTHING_LEFT
     return Failed(cause=_cause(error), message=sentence_of(error), details=details, final=final)
 
 
@@ -32,6 +35,6 @@ def sentence_of(error: BaseException) -> str:
 
 
 def _cause(error: BaseException) -> Cause:
-    if type(error).__name__ in {_DOES_NOT_FIT, "OutOfMemory", "OutOfMemoryError"} or isinstance(error, MemoryError):
+    if type(error).__name__ in _NOTHING_LEFT | _LACKS or isinstance(error, MemoryError):
         return Cause.OUT_OF_MEMORY
     return Cause.BAD_SPEC if isinstance(error, InvalidSpec) else Cause.USER_ERROR

@@ -50,9 +50,11 @@ class Supervisor:
         self._claim = claim
         self._workdir = runtime.workroot / claim.job_id
         self._lease = Lease(runtime.store, claim, runtime.settings.renew_seconds)
-        resumed = claim.record.checkpoint
-        #: Checkpoints in the artifact store that this attempt knows of, oldest first.
-        self._arrived: list[str] = [resumed["artifact"]] if resumed else []
+        resumed = claim.record.checkpoint or {}
+        #: The checkpoint of the best held-out loss in the artifact store, which stays.
+        self._best: str | None = resumed.get("best")
+        #: Checkpoints there that this attempt knows of, oldest first, each once.
+        self._arrived: list[str] = list(dict.fromkeys(filter(None, (self._best, resumed.get("artifact")))))
 
     def run(self) -> None:
         """Run the attempt to its end and report it. Raises nothing that a ticket could be blamed for."""
@@ -216,16 +218,20 @@ class Supervisor:
 
     def _died(self, end: End) -> None:
         """No last word: killed from outside, most often by the kernel for want of memory."""
+        saving = self._next_saving() if end.memory_kill else ""
+        if saving:
+            reason = f"Out of memory {saving}: {end.memory_kill}."
+            self._give_back(Cause.OUT_OF_MEMORY, reason, halve_memory=True)
+            return
         how = f"signal {-end.exit_code}" if end.exit_code < 0 else f"exit code {end.exit_code}"
         killed = " The system may have run out of memory." if end.exit_code == -signal.SIGKILL else ""
-        sentence = f"{_DEATH} ({how}).{killed}"
+        sentence = f"{_DEATH} ({how}): {end.memory_kill}." if end.memory_kill else f"{_DEATH} ({how}).{killed}"
+        cause = Cause.OUT_OF_MEMORY if end.memory_kill else Cause.WORKER_LOST
         if self._deaths_before() < _DEATHS_FORGIVEN:
             self._give_back(Cause.WORKER_LOST, f"{sentence} The job goes on from its checkpoint.")
         else:
             times = _DEATHS_FORGIVEN + 1
-            self._finish(
-                State.FAILED, Cause.WORKER_LOST, f"{sentence} That was time {times}. Its last words: {end.log}"
-            )
+            self._finish(State.FAILED, cause, f"{sentence} That was time {times}. Its last words: {end.log}")
 
     def _deaths_before(self) -> int:
         """How often a trainer of this job died since the job last failed, as the store's own events tell."""
@@ -262,18 +268,21 @@ class Supervisor:
         ticket = self._runtime.insist(requeue, lambda: next(tries, self._must_drop()))
         self._runtime.publish([ticket] if ticket else [])
 
-    def _upload_checkpoint(self, folder: Path, step: int) -> None:
+    def _upload_checkpoint(self, folder: Path, step: int, best: bool) -> None:
         artifact = f"{self._claim.job_id}/{self._claim.fence}/checkpoints/step-{step}"
         self._runtime.artifacts.put_folder(folder, artifact)
-        point = partial(self._runtime.store.checkpoint, self._claim, step, artifact)
+        kept = artifact if best else self._best
+        point = partial(self._runtime.store.checkpoint, self._claim, step, artifact, kept)
         if self._runtime.insist(point, self._must_drop):
+            self._best = kept
             self._arrived = [*(known for known in self._arrived if known != artifact), artifact]
             self._forget_old_checkpoints()
 
     def _forget_old_checkpoints(self) -> None:
-        """Keep as many as the trainer does: a night of checkpoints would fill the artifact store."""
+        """Keep as many as the trainer does, and the best: a night of checkpoints would fill the artifact store."""
         keep = self._config().output.keep_checkpoints
-        old, self._arrived = self._arrived[:-keep], self._arrived[-keep:]
+        old = [artifact for artifact in self._arrived[:-keep] if artifact != self._best]
+        self._arrived = [artifact for artifact in self._arrived if artifact not in old]
         for artifact in old:
             try:
                 self._runtime.artifacts.remove(artifact)

@@ -16,8 +16,8 @@ from backends.errors import RepotuneError
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 
-#: upload(folder on disk, step) -> None; raises RepotuneError when the store is away
-Upload = Callable[[Path, int], None]
+#: upload(folder on disk, step, whether it is the best so far) -> None; raises RepotuneError when the store is away
+Upload = Callable[[Path, int, bool], None]
 
 
 def link_aside(folder: Path, into: Path, leave_out: tuple[str, ...] = ()) -> Path:
@@ -34,7 +34,10 @@ def _link(source: str, target: str) -> None:
 
 
 class CheckpointUploads(threading.Thread):
-    """Uploads checkpoints in order; while the store is away, one that a newer one overtook is skipped."""
+    """Uploads checkpoints in order; while the store is away, one that a newer one overtook is skipped, unless the best.
+
+    Failed tries are repeated for as long as it takes.
+    """
 
     def __init__(self, job_id: str, upload: Upload, staging: Path) -> None:
         super().__init__(name=f"uploads-{job_id}", daemon=True)
@@ -43,18 +46,18 @@ class CheckpointUploads(threading.Thread):
         self._newest = -1
         self._upload = upload
         self._staging = staging
-        self._waiting: queue.SimpleQueue[tuple[int, Path] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[int, Path, bool] | None] = queue.SimpleQueue()
         self._abandoned = threading.Event()
 
-    def add(self, step: int, folder: Path) -> None:
-        """Queue a complete checkpoint."""
+    def add(self, step: int, folder: Path, *, best: bool = False) -> None:
+        """Queue a complete checkpoint; `best`: of the best held-out loss so far."""
         try:
             aside = link_aside(folder, self._staging / f"step-{step}")
         except OSError as error:
             _log.warning("checkpoint %s is gone before its upload: %s", folder, error)
             return
         self._newest = step
-        self._waiting.put((step, aside))
+        self._waiting.put((step, aside, best))
 
     def run(self) -> None:
         """Upload until `close()` or `abandon()`."""
@@ -70,17 +73,17 @@ class CheckpointUploads(threading.Thread):
         self._abandoned.set()
         self._waiting.put(None)
 
-    def _bring(self, step: int, folder: Path) -> None:
+    def _bring(self, step: int, folder: Path, best: bool) -> None:
         attempt = 0
         while not self._abandoned.is_set():
             try:
-                self._upload(folder, step)
+                self._upload(folder, step, best)
             except (RepotuneError, OSError) as error:
                 self.trouble = str(error)
                 _log.warning("checkpoint of step %s does not reach the artifact store, trying again: %s", step, error)
                 self._abandoned.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
                 attempt += 1
-                if step != self._newest:
+                if step != self._newest and not best:
                     break
             else:
                 self.trouble = ""

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from jobs.events import Checkpointed, Event, Failed, Finished, Stopped, event_from_json
+from workers.memory_kill import KillWatch
 from workers.process import TrainerProcess
 from workers.uploads import CheckpointUploads
 
@@ -36,6 +37,8 @@ class End:
     stop: Stop | None
     exit_code: int
     log: str
+    #: How the system ended it for want of memory, a clause; "" where it did not.
+    memory_kill: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,22 +73,26 @@ class Watch:
         self._stop: Stop | None = None
         self._kill_at = float("inf")
         self._last: Event | None = None
+        self._kills = KillWatch(trainer.pid)
 
     def until_end(self, give_up: Callable[[], bool]) -> End:
         """Follow until the trainer is gone; kill it as soon as `give_up()`."""
         while self._trainer.exit_code is None:
             self._hear()
             self._judge()
+            self._kills.look()
             if give_up() or time.monotonic() > self._kill_at:
                 self._trainer.kill()
                 break
             time.sleep(_POLL_SECONDS)
         self._hear()
+        exit_code = self._trainer.exit_code or 0
         return End(
             last=self._last,
             stop=self._stop,
-            exit_code=self._trainer.exit_code or 0,
+            exit_code=exit_code,
             log=self._trainer.last_log_lines(),
+            memory_kill=self._kills.verdict(exit_code),
         )
 
     def _hear(self) -> None:
@@ -103,7 +110,7 @@ class Watch:
         if self._tell is not None:
             self._tell(event)
         if isinstance(event, Checkpointed):
-            self._uploads.add(event.step, Path(event.path))
+            self._uploads.add(event.step, Path(event.path), best=event.best)
         if isinstance(event, Finished | Failed | Stopped):
             self._last = event
             self._kill_at = min(self._kill_at, time.monotonic() + _LINGER_SECONDS)

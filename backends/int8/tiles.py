@@ -83,6 +83,11 @@ class TiledWeight(ABC):
         return out.copy_(full)
 
 
+def release() -> None:
+    """Let go of this thread's scratch memory; the next product takes it anew."""
+    _scratch.buffers.clear()
+
+
 def _tiles(width: int, depth: int, device: torch.device, unit: int) -> Iterator[slice]:
     """Shares of `width`, alike in size, each with `depth` numbers per column."""
     most = CPU_TILE if device.type == "cpu" else GPU_TILE
