@@ -173,6 +173,7 @@ def test_training_lowers_the_held_out_loss_and_leaves_adapter_metrics_report_and
 def test_the_adapter_loads_with_plain_peft_and_has_the_reported_loss(tmp_path, dataset, model_folder):
     result = run(tmp_path, make_config(model_folder), dataset)
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]

@@ -46,4 +46,4 @@ class Assignment:
     def read(cls, workdir: Path) -> "Assignment":
         """Read back what `write` wrote."""
         data: dict[str, Any] = json.loads((workdir / ASSIGNMENT).read_text(encoding="utf-8"))
-        return cls(**data)
+        return cls(**data | {"also": tuple(data.get("also", ()))})
