@@ -1,6 +1,7 @@
 """The name of a kind of training on this machine: what measurements of one hold for."""
 
 import platform
+from collections.abc import Iterable
 from importlib import metadata
 
 from backends import calibration
@@ -11,7 +12,7 @@ _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 def kind_of_training(device: Device, family: str, quantization: str) -> str:
     """Device, versions of the libraries, architecture and quantization as one key."""
-    return calibration.kind_of(device.value, _device_name(device), family, quantization, _versions())
+    return calibration.kind_of(device.value, _device_name(device), family, quantization, installed(_LIBRARIES))
 
 
 def _device_name(device: Device) -> str:
@@ -22,9 +23,10 @@ def _device_name(device: Device) -> str:
     return platform.processor() or platform.machine()
 
 
-def _versions() -> dict[str, str]:
+def installed(libraries: Iterable[str]) -> dict[str, str]:
+    """The versions of those libraries that are installed, in the order given."""
     found = {}
-    for name in _LIBRARIES:
+    for name in libraries:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -302,16 +302,23 @@ def difference(one: Sequence[Losses], other: Sequence[Losses]) -> dict[str, Any]
 
 
 def main() -> int:
-    options = _options()
+    measured(_options(), run, RESULTS)
+    return 0
+
+
+def measured(
+    options: argparse.Namespace, run_: Callable[[argparse.Namespace], dict[str, Any]], results: Path
+) -> dict[str, Any]:
+    """The figures of a run in its work folder, printed and kept in the place of the repository's earlier ones."""
     with contextlib.ExitStack() as stack:
         options.work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         options.work.mkdir(exist_ok=True)
-        figures = run(options)
+        figures = run_(options)
     print(json.dumps(figures, indent=2))
     if not options.print_only:
-        kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        RESULTS.write_text(json.dumps(kept | {options.name: figures}, indent=2) + "\n", encoding="utf-8")
-    return 0
+        kept = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+        results.write_text(json.dumps(kept | {options.name: figures}, indent=2) + "\n", encoding="utf-8")
+    return figures
 
 
 def _options() -> argparse.Namespace:

@@ -10,14 +10,10 @@ run in benchmarks/results/future_loss.json.
 """
 
 import argparse
-import contextlib
-import json
 import os
 import platform
 import sys
-import tempfile
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import dataset_worth as worth
@@ -36,15 +32,7 @@ _METRICS = ("loss", "perplexity", "bits_per_byte", "next_line_exact", "fim_exact
 
 
 def main() -> int:
-    options = _options()
-    with contextlib.ExitStack() as stack:
-        options.work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        options.work.mkdir(exist_ok=True)
-        figures = run(options)
-    print(json.dumps(figures, indent=2))
-    if not options.print_only:
-        kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        RESULTS.write_text(json.dumps(kept | {options.name: figures}, indent=2) + "\n", encoding="utf-8")
+    figures = worth.measured(_options(), run, RESULTS)
     return 0 if figures["holds"] else 1
 
 

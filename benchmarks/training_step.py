@@ -184,12 +184,9 @@ def _torchao() -> Any:
     return TorchAoConfig(Int8WeightOnlyConfig())
 
 
-def trl(case: Case, baton: Baton, *, checkpointing: bool = False) -> None:
-    """`SFTTrainer.train` with its own defaults, held by a callback between its steps."""
-    import datasets
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+def turns(baton: Baton) -> Any:
+    """A callback that holds a trainer of transformers between its steps."""
+    from transformers import TrainerCallback
 
     class Turns(TrainerCallback):
         took: dict[str, float]
@@ -203,6 +200,16 @@ def trl(case: Case, baton: Baton, *, checkpointing: bool = False) -> None:
         def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
             if "loss" in logs:
                 baton.tell(loss=logs["loss"], **self.took)
+
+    return Turns()
+
+
+def trl(case: Case, baton: Baton, *, checkpointing: bool = False) -> None:
+    """`SFTTrainer.train` with its own defaults, held by a callback between its steps."""
+    import datasets
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
 
     settings = SFTConfig(
         output_dir=str(case.work / "trl"),
@@ -227,7 +234,7 @@ def trl(case: Case, baton: Baton, *, checkpointing: bool = False) -> None:
         train_dataset=rows,
         processing_class=tokenizer,
         peft_config=lora(),
-        callbacks=[Turns()],
+        callbacks=[turns(baton)],
     )
     baton.tell(state="loaded")
     trainer.train()

@@ -76,7 +76,7 @@ def trainer(case: Case, baton: Baton, *, batch: int) -> None:
         args=TrainingArguments(**_arguments(case, batch, -(-len(samples) // batch))),
         train_dataset=datasets.Dataset.from_list(samples),
         data_collator=DataCollatorForSeq2Seq(tokenizer),
-        callbacks=[_turns(baton)],
+        callbacks=[steps.turns(baton)],
     )
     baton.tell(state="loaded")
     made.train()
@@ -100,7 +100,7 @@ def trl(case: Case, baton: Baton) -> None:
         train_dataset=samples,
         processing_class=tokenizer,
         peft_config=steps.lora(),
-        callbacks=[_turns(baton)],
+        callbacks=[steps.turns(baton)],
     )
     baton.tell(state="loaded")
     made.train()
@@ -126,25 +126,6 @@ def _arguments(case: Case, batch: int, accumulation: int) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": "none",
     }
-
-
-def _turns(baton: Baton) -> Any:
-    from transformers import TrainerCallback
-
-    class Turns(TrainerCallback):
-        took: dict[str, float]
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            baton.begin()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.took = baton.taken()
-
-        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
-            if "loss" in logs:
-                baton.tell(loss=logs["loss"], **self.took)
-
-    return Turns()
 
 
 VARIANTS: dict[str, Callable[[Case, Baton], None]] = {

@@ -7,12 +7,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from backends.kinds import installed
 from jobs.base import is_local, public_name
 from jobs.checkpoint import replace_file
 from jobs.reproduce import public_repository, reproduce_lines
@@ -97,7 +97,7 @@ def _values(facts: CardFacts) -> dict[str, Any]:
         "columns": columns,
         "rows": rows,
         "commands": reproduce_lines(facts.config, facts.manifest, facts.device),
-        "versions": ", ".join(_versions()),
+        "versions": ", ".join(f"{name} {version}" for name, version in installed(_LIBRARIES).items()),
     }
 
 
@@ -206,11 +206,3 @@ def _number(value: Any, decimals: int) -> str:
 def _cell(value: str) -> str:
     """Text that stays in its cell of a table."""
     return " ".join(value.split()).replace("|", "\\|")
-
-
-def _versions() -> Iterator[str]:
-    for library in _LIBRARIES:
-        try:
-            yield f"{library} {metadata.version(library)}"
-        except metadata.PackageNotFoundError:
-            continue

@@ -9,7 +9,7 @@ from backends.models import read_tokenizer, tokenizer_folder
 from jobs.context import StopRequested
 from jobs.dataset.fim import layout_of
 from jobs.dataset.tokens import Vocabulary
-from jobs.evaluate import FILE, Subject, base_facts, evaluate_loaded, refuse_other_tokenizer, write_evaluation
+from jobs.evaluate import FILE, Subject, base_facts, evaluate_loaded, write_evaluation
 from jobs.events import Note
 from jobs.run import Run
 from jobs.saving import leave
@@ -31,7 +31,6 @@ def evaluate_run(run: Run) -> dict[str, Any] | None:
     limit = TimeLimit(allowed_seconds(run.state.seconds, run.config.evaluation.minutes))
     try:
         subject = _subject(run)
-        refuse_other_tokenizer(run.data, subject.vocabulary, run.config.model.name)
         found = evaluate_loaded(subject, run.data, run.config.evaluation, run.context, limit)
         write_evaluation(run.context.output, found)
     except StopRequested:

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -168,3 +169,12 @@ def redis_client(valkey_url):
 
     with redis.Redis.from_url(valkey_url, decode_responses=True) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def probed(tmp_path_factory):
+    """This machine as the probe would describe it, without its seconds."""
+    file = tmp_path_factory.mktemp("probe") / "probe.json"
+    device = {"device": "cpu", "device_name": "this processor", "memory_bytes": 8 << 30}
+    file.write_text(json.dumps({"devices": [device], "absent": {"cuda": "none", "mps": "none"}, "versions": {}}))
+    return str(file)

@@ -31,15 +31,6 @@ def run(*arguments, code=0, **environment):
 
 
 @pytest.fixture(scope="module")
-def probed(tmp_path_factory):
-    """This machine as the probe would describe it, without its seconds."""
-    file = tmp_path_factory.mktemp("probe") / "probe.json"
-    device = {"device": "cpu", "device_name": "this processor", "memory_bytes": 8 << 30}
-    file.write_text(json.dumps({"devices": [device], "absent": {"cuda": "none", "mps": "none"}, "versions": {}}))
-    return str(file)
-
-
-@pytest.fixture(scope="module")
 def dataset(tmp_path_factory, tiny_repository, tiny_model_folder):
     folder = tmp_path_factory.mktemp("foreground") / "dataset"
     flags = ("--output", folder, "--set", "dataset.sequence_length=64", "--set", "dataset.held_out=0.2", "--json")

@@ -11,13 +11,7 @@ from click.testing import CliRunner
 from workers.evaluate_command import evaluate
 from workers.evaluation_table import samples, tables
 
-#: An install from before the command existed does not know its entry point.
-PROGRAM = """
-from queue_app import cli
-known = dict(cli.registered(), evaluate="workers.evaluate_command:evaluate")
-cli.registered = lambda: known
-cli.main()
-"""
+PROGRAM = "from queue_app.cli import main; main()"
 
 
 def run(*arguments, code=0, **environment):
@@ -32,15 +26,6 @@ def run(*arguments, code=0, **environment):
     assert done.returncode == code, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     return done
-
-
-@pytest.fixture(scope="module")
-def probed(tmp_path_factory):
-    """This machine as the probe would describe it, without its seconds."""
-    file = tmp_path_factory.mktemp("probe") / "probe.json"
-    device = {"device": "cpu", "device_name": "this processor", "memory_bytes": 8 << 30}
-    file.write_text(json.dumps({"devices": [device], "absent": {"cuda": "none", "mps": "none"}, "versions": {}}))
-    return str(file)
 
 
 @pytest.fixture(scope="module")

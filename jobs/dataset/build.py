@@ -37,7 +37,7 @@ from jobs.dataset.report import write_report
 from jobs.dataset.sides import Guard, Sides, common_runs, divide
 from jobs.dataset.stats import Findings, stats
 from jobs.dataset.stopwatch import Stopwatch
-from jobs.dataset.survey import Survey, read_attributes, reasons, survey_files
+from jobs.dataset.survey import Survey, read_attributes, survey_files, why_left_out
 from jobs.dataset.tokens import Vocabulary
 from jobs.dataset.union import Member, held_out_lineages, lineages, members, united_history, united_survey, with_sides
 from jobs.dataset.writing import Split, write_drops, write_samples, write_splits
@@ -227,7 +227,7 @@ def _surveys(job: _Job) -> list[Survey]:
     for origin in job.origins:
         survey = survey_files(origin.git_dir, origin.cut, job.section, origin.reader, job.tools.stages, known=known)
         if not survey.files and len(job.origins) > 1:
-            raise DatasetError(f"{_named(origin)} has no file to learn from{_why(survey)}: {_remedy(origin)}.")
+            raise DatasetError(f"{_named(origin)} has no file to learn from{why_left_out(survey)}: {_remedy(origin)}.")
         known.update(file.blob for file in survey.files)
         surveys.append(survey)
     return surveys
@@ -241,11 +241,6 @@ def _remedy(origin: Origin) -> str:
     if origin.holds_back:
         return "its newest commits build on those that another is measured by, set dataset.future to 0 to learn them"
     return "leave it out"
-
-
-def _why(survey: Survey) -> str:
-    counts = reasons(survey.drops).most_common(4)
-    return f" (left out: {', '.join(f'{count} {reason}' for reason, count in counts)})" if counts else ""
 
 
 def _history(job: _Job, origin: Origin, learned: Learned) -> History:

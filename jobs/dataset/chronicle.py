@@ -95,7 +95,7 @@ class Chronicler:
     reasons: Counter[str] = field(default_factory=Counter)
 
     def tell(self, commits: Iterable[Commit], stages: Stages) -> Iterator[Told]:
-        """The commits that give samples, in their order; nothing is read before it is asked for."""
+        """The commits that give samples, in their order; no more than a few batches are read ahead."""
         rest = iter(commits)
         batches = iter(lambda: list(islice(rest, _BATCH)), [])
         for batch in ahead(self._looked_at, map(self._known, batches), _BATCHES):
@@ -137,7 +137,7 @@ class Chronicler:
             yield change, [next(contents) if blob else b"" for blob in (change.before, change.after)]
 
     def _edited(self, source: tuple[Change, list[bytes | Reason]]) -> _Edited:
-        """What a change did, its secrets hidden: only the part that a sample can show is looked through."""
+        """What a change did, its secrets hidden, in the part that a sample can show."""
         change, contents = source
         paths = self.reader.path(change.path), self.reader.path(change.before_path)
         sides = [self.reader.decoded(path, content) for path, content in zip(reversed(paths), contents, strict=True)]
@@ -199,9 +199,9 @@ def _kept(draft: _Draft, samples: list[Sample]) -> Entry:
         "redactions": draft.redactions,
         "samples": [[str(sample.mode), str(sample.kind), len(sample.ids)] for sample in samples],
     }
-    everything = [np.ones(len(sample.ids), np.bool_) if sample.labels is None else sample.labels for sample in samples]
     ids = np.concatenate([sample.ids for sample in samples])
-    return Entry(facts, {"ids": ids, "labels": np.concatenate(everything).astype(np.uint8), "leak": draft.leak})
+    labels = np.concatenate([sample.learned for sample in samples]).astype(np.uint8)
+    return Entry(facts, {"ids": ids, "labels": labels, "leak": draft.leak})
 
 
 def _told(commit: Commit, entry: Entry) -> Told:

@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
+from backends.kinds import installed
 from jobs.dataset.code import code_version
 from jobs.repository import lacks
 from jobs.shards import DATASET_FILES, MANIFEST
@@ -35,13 +35,7 @@ _TOLD = {"repository", "commit", "since", "weight"}
 
 def versions() -> dict[str, str]:
     """The versions of those that are installed."""
-    found = {"pipeline": code_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"pipeline": code_version(), **installed(LIBRARIES)}
 
 
 def identity(source: Source, section: DatasetSection, tokenizer: str, git_dirs: Sequence[Path | None] = ()) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jobs.dataset.emails import find_emails
-from jobs.dataset.scanner import Betterleaks
+from jobs.dataset.scanner import TELLING, Betterleaks
 from jobs.dataset.secrets import Find, Kind, find_secrets, rules_version
 
 EMAIL = "\ufdd0"
@@ -31,10 +31,6 @@ _REPLACEMENT = "\ufffd"
 _UNWRITABLE_BYTES = (b"\xef\xb7", b"\xbf\xbe", b"\xbf\xbf", b"\xed")
 #: Hiding one place can bring two others together; texts made to do so again and again are not followed for ever.
 _MAX_ROUNDS = 8
-
-
-#: A value this long is hidden wherever it is known; a shorter one only where a rule finds it.
-_TELLING = 8
 
 
 class Known(NamedTuple):
@@ -110,7 +106,7 @@ def _may_be_unwritable(text: str) -> bool:
 
 
 def _is_telling(known: Known) -> bool:
-    return len(known.value) >= _TELLING and "\n" not in known.value
+    return len(known.value) >= TELLING and "\n" not in known.value
 
 
 def _found_again(text: str, known: Collection[Known]) -> Iterator[Find]:

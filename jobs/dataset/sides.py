@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from jobs.dataset.nearness import clusters, contained
 from jobs.dataset.split import Unit, held_out_names
-from jobs.dataset.survey import Survey, reasons
+from jobs.dataset.survey import Survey, why_left_out
 from jobs.shards import DatasetError
 from jobs.spec import DatasetSection
 from jobs.stages import Stages
@@ -45,7 +45,7 @@ def divide(survey: Survey, lineages: Sequence[bytes], section: DatasetSection, s
         DatasetError: there is nothing to learn from, or too little to divide.
     """
     if not survey.files:
-        raise DatasetError(f"The commit has no file to learn from{_why(survey)}: widen dataset.include.")
+        raise DatasetError(f"The commit has no file to learn from{why_left_out(survey)}: widen dataset.include.")
     stages.start("deduplicate", f"Looking for near copies among {len(survey.files)} files.")
     groups = clusters(survey.near)
     stages.start("split", f"{len(groups)} groups of near copies stay together, {sum(map(len, groups))} files.")
@@ -69,11 +69,6 @@ def divide(survey: Survey, lineages: Sequence[bytes], section: DatasetSection, s
         (held_out if file.name in names else docs if file.documentation else code).append(index)
     lineages_out = frozenset(lineages[index] for index in held_out)
     return Sides(code, docs, held_out, lineages_out, len(groups), sum(map(len, groups)))
-
-
-def _why(survey: Survey) -> str:
-    counts = reasons(survey.drops).most_common(4)
-    return f" (left out: {', '.join(f'{count} {reason}' for reason, count in counts)})" if counts else ""
 
 
 class Guard:

@@ -216,3 +216,9 @@ def texts(files: Sequence[File], reader: Reader) -> Iterator[str]:
 def reasons(drops: Sequence[Drop]) -> Counter[str]:
     """How many were left out, by reason, in the order of the reasons' names."""
     return Counter(sorted(str(drop.reason) for drop in drops))
+
+
+def why_left_out(survey: Survey) -> str:
+    """A clause for a sentence on what is missing: the reasons that left out most; empty where nothing was left out."""
+    counts = reasons(survey.drops).most_common(4)
+    return f" (left out: {', '.join(f'{count} {reason}' for reason, count in counts)})" if counts else ""
