@@ -50,8 +50,8 @@ def test_large_commits_are_bounded_by_their_bytes_and_small_ones_by_their_number
 def test_those_of_which_something_holds_keep_their_order():
     kept = _Remembered(10, 1 << 20)
     for number in range(10):
-        kept.add(number, commit(number))
-    even = kept.candidates().where(lambda one: int(one.id, 16) % 2 == 0)
+        kept.add(number, commit(number, files=1 + number % 2))
+    even = kept.candidates().where(lambda paths: paths == {b"caf\xe9/0.py", b"old.py"})
     assert isinstance(even, Candidates)
     assert [int(one.id, 16) for one in even] == [0, 2, 4, 6, 8]
     assert len(even) == 5

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.dataset import future
+from jobs.dataset import hunks
 from jobs.dataset.future import FutureFile, added_spans, unknown
 from jobs.dataset.overlap import Overlap
 from jobs.dataset.shingles import shingles
@@ -46,7 +46,7 @@ def test_spans_are_whole_lines_in_order_and_the_rest_was_there_before(before, af
 
 
 def test_a_very_long_file_is_compared_line_by_line(monkeypatch):
-    monkeypatch.setattr(future, "_MOST_LINES", 4)
+    monkeypatch.setattr(hunks, "_MOST_LINES", 1)
     assert texts("one\ntwo\nthree\n", "three\nnew\none\n") == ["new\n"]
 
 

@@ -322,17 +322,21 @@ def test_a_secret_that_is_named_far_away_is_not_shown_where_a_commit_uses_it(tin
     folder.mkdir()
     history(folder, commits=20, files=5)
     token, password = "3f9a1c77be40d25186a90e8f3c6b7d21a4f05e93", "Kd83hs" + "7Tq1!x"
-    named = f'API_TOKEN = "{token}"\npassword = "{password}"\n' + "".join(map(function, range(700, 740)))
+    issued = "9be1d04c5a7f42e8b36d08c17fa2e965"  # only the scanner knows it, by its name
+    named = f'API_TOKEN = "{token}"\npassword = "{password}"\nfacebook = "{issued}"\n'
+    named += "".join(map(function, range(700, 740)))
     for number, word in enumerate(["alpha", "beta", "gamma"]):
-        (folder / "far.py").write_text(f'{named}fetch("/{word}", "{token}", "{password}")\n')
+        (folder / "far.py").write_text(f'{named}fetch("/{word}", "{token}", "{password}", "{issued}")\n')
         git(folder, "add", ".")
         message = f"Fetch the {word} instead, as {token} told us to"
         git(folder, "commit", "--quiet", "-m", message, when=300 + number)
-    build(folder, tmp_path / "out", tiny_tokenizer, future=0.0, commit_share=0.8, held_out=0.1, sequence_length=4096)
+    shares = {"future": 0.0, "commit_share": 0.8, "held_out": 0.1}
+    build(folder, tmp_path / "out", tiny_tokenizer, **shares, sequence_length=4096, scanner="auto")
     dataset = open_dataset(tmp_path / "out")
     spelled = "".join(text_of(rows, tiny_tokenizer) for rows in (dataset.train, dataset.held_out))
     assert token not in spelled
     assert password not in spelled
+    assert issued not in spelled
 
 
 def test_commits_do_not_give_away_a_held_out_file_piece_by_piece(tiny_tokenizer, tmp_path):

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from jobs.dataset.cache import Cache
 from jobs.dataset.report import write_report
 
 MANIFEST = {
@@ -117,7 +118,7 @@ def documents():
 @pytest.fixture
 def write(tmp_path):
     def page(**changes):
-        return write_report(tmp_path, **(documents() | changes)).read_text(encoding="utf-8")
+        return write_report(tmp_path, cache=Cache(None), **(documents() | changes)).read_text(encoding="utf-8")
 
     return page
 

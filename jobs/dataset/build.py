@@ -326,4 +326,4 @@ def _write_report(
 ) -> None:
     timing = {**watch.told(), "cached": {"hits": cache.hits, "misses": cache.misses}}
     _write_json(folder / TIMING, timing)
-    write_report(folder, manifest=about, stats=told[STATS], examples=told[EXAMPLES], timing=timing)
+    write_report(folder, manifest=about, stats=told[STATS], examples=told[EXAMPLES], timing=timing, cache=cache)

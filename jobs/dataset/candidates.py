@@ -48,9 +48,9 @@ class Candidates:
     def __iter__(self) -> Iterator[Commit]:
         return map(_unpacked, self._packed)
 
-    def where(self, holds: Callable[[Commit], bool]) -> "Candidates":
-        """Those of which something holds, in their order."""
-        return Candidates([packed for packed in self._packed if holds(_unpacked(packed))])
+    def where(self, holds: Callable[[set[bytes]], bool]) -> "Candidates":
+        """Those of whose files, by their paths before and after, something holds; in their order."""
+        return Candidates([packed for packed in self._packed if holds(_paths(packed))])
 
 
 class _Remembered:
@@ -88,6 +88,11 @@ def _packed(commit: Commit) -> bytes:
         for change in commit.changes
     )
     return marshal.dumps((commit.id, commit.parents, commit.when, commit.message, changes))
+
+
+def _paths(packed: bytes) -> set[bytes]:
+    *_, changes = marshal.loads(packed)  # noqa: S302 - as below
+    return {path for _, *paths, _, _, _ in changes for path in paths}
 
 
 def _unpacked(packed: bytes) -> Commit:
@@ -196,6 +201,12 @@ def _names(change: Change) -> set[bytes]:
 
 def apart_from(candidates: Candidates, lineage: Callable[[bytes], bytes], held_out: Collection[bytes]) -> Candidates:
     """The candidates that touch no file of the held-out lineages, in their order; `lineage` tells that of a path."""
-    return candidates.where(
-        lambda commit: not any(lineage(path) in held_out for change in commit.changes for path in _names(change))
-    )
+    known: dict[bytes, bool] = {}
+
+    def is_held_out(path: bytes) -> bool:
+        # A history names the same files over and over.
+        if path not in known:
+            known[path] = lineage(path) in held_out
+        return known[path]
+
+    return candidates.where(lambda paths: not any(map(is_held_out, paths)))

@@ -20,6 +20,7 @@ from jobs.dataset.hunks import ChangedPart, changed_part
 from jobs.dataset.reading import LEAK_WORDS, Reader, summed
 from jobs.dataset.redaction import Known, Redactor
 from jobs.dataset.samples import Sample, SampleKind
+from jobs.dataset.secrets import holds_random
 from jobs.dataset.shingles import distinct, shingles
 from jobs.stages import Stages
 
@@ -91,6 +92,7 @@ class Chronicler:
     cache: Cache
     #: Everything beside the commit that its samples hang on: tokenizer, layout, repository's name.
     identity: tuple[object, ...]
+    own_rules: Redactor = field(default_factory=lambda: Redactor("built-in"))
     #: Why commits that were tried gave nothing.
     reasons: Counter[str] = field(default_factory=Counter)
 
@@ -152,8 +154,7 @@ class Chronicler:
             return _Edited(None, {}, _NOTHING)
         if self.renderer.is_too_long(part):
             return _Edited(None, {}, _NOTHING, too_long=True)
-        # What tells of a secret may stand far from where it is used.
-        elsewhere = self.redactor.redact(before).known if len(part.before) < len(before) else frozenset()
+        elsewhere = self._told_elsewhere(before, part)
         old, new = (self.redactor.redact(text, elsewhere) for text in (part.before, part.after))
         if old.text == new.text:
             return _Edited(None, {}, _NOTHING)
@@ -162,6 +163,17 @@ class Chronicler:
         counts = Counter(old.counts) | Counter(new.counts)
         known = elsewhere | old.known | new.known
         return _Edited(FileEdit(*paths, old.text, new.text, part.offset), counts, leak, known)
+
+    def _told_elsewhere(self, before: str, part: ChangedPart) -> frozenset[Known]:
+        """Secrets that the rest of a file tells of: that may stand far from where they are used.
+
+        The scanner takes longer than all the rest. What it knows and our own rules do not are keys that programs made;
+        it is asked only where the part that is shown holds anything like one.
+        """
+        if len(part.before) == len(before):
+            return frozenset()
+        is_plain = not any(map(holds_random, (part.before, part.after)))
+        return (self.own_rules if is_plain else self.redactor).redact(before).known
 
     def _draft(self, commit: Commit, edited: Sequence[_Edited]) -> _Draft:
         known = frozenset[Known]().union(*(one.known for one in edited))

@@ -6,7 +6,6 @@ is not. A line is known where every word of it stands in runs of thirteen words 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 from itertools import accumulate
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from jobs.dataset.attributes import Attributes
 from jobs.dataset.files import is_documentation, path_filter
 from jobs.dataset.history import Change, changes_between
+from jobs.dataset.hunks import window
 from jobs.dataset.lots import lot
 from jobs.dataset.mixing import FilePart, Item
 from jobs.dataset.overlap import Overlap
@@ -23,9 +23,6 @@ from jobs.dataset.samples import Document, Renderer, SampleKind
 from jobs.dataset.shingles import Shingles
 from jobs.repository import TreeEntry
 from jobs.spec import DatasetSection
-
-#: Lines of a file beyond which lines that stay are told by their text alone: comparing in order takes too long.
-_MOST_LINES = 5000
 
 
 @dataclass(frozen=True)
@@ -226,23 +223,24 @@ def _stretches(numbers: range, lines: Sequence[str], new: Sequence[bool]) -> Ite
 
 def added_spans(before: str, after: str) -> tuple[tuple[int, int], ...]:
     """Spans of characters of `after` that are lines not in `before`, blank ones left out."""
-    old, new = before.splitlines(), after.splitlines()
-    starts = [0]
-    for line in after.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
+    lines = after.split("\n")
+    starts = [0, *accumulate(len(line) + 1 for line in lines)]
+    # What follows the last line end is a line without one.
+    starts[-1] = len(after)
     return tuple(
         (starts[start], starts[stop])
-        for start, stop in _added_lines(old, new)
-        if any(line.strip() for line in new[start:stop])
+        for start, stop in _added_lines(*(text.replace("\r\n", "\n") for text in (before, after)))
+        if any(line.strip() for line in lines[start:stop])
     )
 
 
-def _added_lines(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Ranges of indices into `new`."""
-    if len(old) + len(new) > _MOST_LINES:
-        known = set(old)
-        yield from ((place, place + 1) for place, line in enumerate(new) if line not in known)
-        return
-    for kind, _, _, start, stop in SequenceMatcher(None, old, new).get_opcodes():
-        if kind in {"insert", "replace"}:
-            yield start, stop
+def _added_lines(before: str, after: str) -> Iterator[tuple[int, int]]:
+    """Ranges of line numbers of `after`."""
+    change = window(before, after)
+    if change is not None:
+        yield from (
+            (change.offset + edit.after.start, change.offset + edit.after.stop) for edit in change.edits if edit.after
+        )
+    elif before != after:  # too much has changed to be lined up
+        known = set(before.split("\n"))
+        yield from ((place, place + 1) for place, line in enumerate(after.split("\n")) if line not in known)

@@ -6,7 +6,6 @@ left out of the page: datasets of older versions have pages, too. No value that 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from jobs.chart import number
 from jobs.checkpoint import replace_file
 from jobs.dataset.amounts import duration, percent, several, size
 from jobs.dataset.bars import Bar, Column, Slice, bars, classes, columns, slices
+from jobs.dataset.cache import Cache
 from jobs.dataset.excerpts import Excerpt, excerpt, visible
 from jobs.dataset.facts import Facts
 from jobs.dataset.headlines import SPLITS, headlines, split_place
@@ -94,6 +94,7 @@ def write_report(
     stats: Mapping[str, Any],
     examples: Sequence[Mapping[str, Any]],
     timing: Mapping[str, Any],
+    cache: Cache,
 ) -> Path:
     """Write `folder/report.html`.
 
@@ -103,12 +104,13 @@ def write_report(
         stats: What `stats.json` holds.
         examples: What `examples.json` holds: rendered samples.
         timing: Stages with their seconds and bytes, peak memory, hits of the cache.
+        cache: Keeps the compiled template: compiling it takes longer than filling it in.
 
     Returns:
         The page.
     """
     page = (
-        _environment()
+        _environment(cache)
         .get_template(_TEMPLATE)
         .render(
             **_about(Facts(manifest), Facts(stats)),
@@ -127,10 +129,11 @@ def write_report(
     return file
 
 
-@cache
-def _environment() -> "jinja2.Environment":
+def _environment(cache: Cache) -> "jinja2.Environment":
     # Loaded here: a dataset that is there already needs no page, and answers sooner.
     import jinja2
+
+    from jobs.dataset.compiled import CompiledTemplates
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs"),
@@ -139,6 +142,7 @@ def _environment() -> "jinja2.Environment":
         finalize=_without_surprises,
         trim_blocks=True,
         lstrip_blocks=True,
+        bytecode_cache=CompiledTemplates(cache),
     )
     environment.filters["number"] = number
     environment.filters["several"] = several

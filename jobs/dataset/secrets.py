@@ -122,6 +122,14 @@ def _is_random(value: str) -> bool:
     )
 
 
+_RUN_OF_LETTERS = re.compile(rf"[\w+/~-]{{{_MIN_RANDOM},}}")
+
+
+def holds_random(text: str) -> bool:
+    """True where something stands in the text that a program made up, whether or not it is a secret."""
+    return any(_is_random(run) for run in _RUN_OF_LETTERS.findall(text))
+
+
 def is_password(value: str) -> bool:
     """True for what a person may have made up: a letter, and a digit or sign that names do not have."""
     mixed = any(map(str.isalpha, value)) and any(letter.isdigit() or letter in "!@#$%^&*+?~|" for letter in value)

@@ -65,7 +65,7 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._backend = backend
         self._engine = engine(backend)
-        vocabulary: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+        vocabulary: dict[str, int] = tokenizer.get_vocab()
         self._ids = vocabulary
         #: Ids run from 0 to size - 1.
         self.size = max(vocabulary.values()) + 1
@@ -227,10 +227,10 @@ class Vocabulary:
 
 def _places(ids: NDArray[Any], part: Ids) -> NDArray[np.int64]:
     """Where some ids stand one after the other among others."""
-    found = np.ones(max(0, len(ids) - len(part) + 1), np.bool_)
-    for place, identifier in enumerate(part):
-        found &= ids[place : place + len(found)] == identifier
-    return np.flatnonzero(found)
+    found = np.flatnonzero(ids[: max(0, len(ids) - len(part) + 1)] == part[0])
+    for place, identifier in enumerate(part[1:], 1):
+        found = found[ids[found + place] == identifier]
+    return found
 
 
 def _is_byte_fallback(vocabulary: dict[str, int]) -> bool:
