@@ -5,6 +5,7 @@ Shared by the trainer process and by the foreground commands, so that both run t
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,7 @@ def run_training(
         context,
         resume_from=resume_from,
         micro_batch_divisor=micro_batch_divisor,
+        open_backend=partial(open_backend, device=device),
     )
 
 
