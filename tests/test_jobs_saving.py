@@ -41,7 +41,9 @@ def names(folder):
 
 
 def warnings_of(recorder):
-    return [note.message for note in recorder.of(Note) if note.level == "warning"]
+    """But for the closing evaluation's: the model of these tests has no tokenizer to complete with."""
+    told = [note.message for note in recorder.of(Note) if note.level == "warning"]
+    return [message for message in told if "were not compared" not in message]
 
 
 def test_a_full_disk_is_told_training_goes_on_and_the_next_checkpoint_is_tried(
