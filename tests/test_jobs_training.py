@@ -283,17 +283,18 @@ def rewrite_state(folder, change):
 
 
 def test_a_checkpoint_of_a_newer_program_goes_on_without_what_is_not_known_here(tmp_path, dataset, model_folder):
-    config = make_config(model_folder)
+    config = make_config(model_folder, training__evaluate_every_steps=4)
     run(tmp_path / "whole", config, dataset)
     with pytest.raises(StopRequested):
-        run(tmp_path / "cut", config, dataset, Recorder(stop_after=21))  # by when the base was measured
+        run(tmp_path / "cut", config, dataset, Recorder(stop_after=5))
 
     def make_newer(data):
+        assert [one["step"] for one in data["state"]["measurements"]] == [0, 4]
         data["state"] |= {"of a newer program": 1}
         data["state"]["position"] |= {"of a newer program": 1}
         data["state"]["measurements"] = [one | {"of a newer program": 1} for one in data["state"]["measurements"]]
 
-    rewrite_state(tmp_path / "cut" / "checkpoints" / "step-21", make_newer)
+    rewrite_state(tmp_path / "cut" / "checkpoints" / "step-5", make_newer)
     run(tmp_path / "cut", config, dataset, resume_from=tmp_path / "cut" / "checkpoints")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
