@@ -16,7 +16,7 @@ from jobs.planner import TrainingPlan
 from jobs.spec import Config
 
 #: What makes the base another one: the loss itself changes, not its last digits (`jobs.seam`).
-BASE = ("kind", "compute", "dtype")
+BASE = ("kind", "compute", "dtype", "group_size")
 
 
 def as_before(plan: TrainingPlan, before: Execution | None, config: Config, *, lessened: bool) -> TrainingPlan:

@@ -228,6 +228,7 @@ def _execution(config: Config, device: Device, plan: TrainingPlan, loaded: Loade
         attention=getattr(loaded.model.config, "_attn_implementation", None) or config.training.attention,
         compile=False,
         threads=torch.get_num_threads(),
+        group_size=config.quantization.chosen_group,
     )
 
 

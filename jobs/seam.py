@@ -22,7 +22,7 @@ from jobs.run import OldBase, Run
 from jobs.saving import leave
 from jobs.shards import PackedDataset
 from jobs.snapshot import TrainingState
-from jobs.spec import Config
+from jobs.spec import Config, QuantizationSection
 
 _NOT_MEASURED = "it was not measured when the checkpoint was written"
 
@@ -42,10 +42,9 @@ def look_back(
         load: Loads the checkpoint's adapter on the base that a configuration asks for.
     """
     measured = next((one for one in reversed(state.measurements) if one.step == state.step), None)
-    quantization = config.quantization
-    if measured or (quantization.kind, quantization.compute) == (before.kind, before.compute):
+    then = _quantization(before, config.quantization)
+    if measured or then is config.quantization:
         return OldBase(execution=before, held_out=measured, reason=_NOT_MEASURED)
-    then = quantization.model_copy(update={"kind": before.kind, "compute": before.compute})
     try:
         loaded = load(config.model_copy(update={"quantization": then}))
     except RepotuneError as error:  # no such backend here, or no memory for it
@@ -87,16 +86,40 @@ def measure_gap(run: Run) -> None:
     )
 
 
+def _quantization(before: Execution, now: QuantizationSection) -> QuantizationSection:
+    """How the base was held before; `now` where that is the same."""
+    then = now.model_copy(update={"kind": before.kind, "compute": before.compute})
+    if before.group_size is not None:
+        then = then.model_copy(update={"group_size": before.group_size})
+    same = (then.kind, then.compute, then.chosen_group) == (now.kind, now.compute, now.chosen_group)
+    return now if same else then
+
+
 def _is_other(before: Execution, now: Execution) -> bool:
-    return any(getattr(before, name) != getattr(now, name) for name in BASE)
+    others = [name for name in BASE if name != "group_size"]
+    return _has_other_groups(before, now) or any(getattr(before, name) != getattr(now, name) for name in others)
+
+
+def _has_other_groups(before: Execution, now: Execution) -> bool:
+    return before.group_size not in {None, now.group_size}
 
 
 def _names(before: Execution, now: Execution) -> tuple[str, str]:
-    """What to call the two bases, e.g. `int8 on mps` and `nf4 on cuda`."""
-    first, second = (
-        f"{one.kind if one.compute == 'exact' else f'{one.kind} in integers'} on {one.device}" for one in (before, now)
-    )
-    return (first, second) if first != second else (f"{first} in {before.dtype}", f"{second} in {now.dtype}")
+    """What to call the two bases, e.g. `int8 on mps` and `nf4 on cuda`; with more words only where these are alike."""
+    first, second = _name(before), _name(now)
+    if first != second:
+        return first, second
+    if _has_other_groups(before, now):
+        return f"{first} with {_group(before)}", f"{second} with {_group(now)}"
+    return f"{first} in {before.dtype}", f"{second} in {now.dtype}"
+
+
+def _name(one: Execution) -> str:
+    return f"{one.kind if one.compute == 'exact' else f'{one.kind} in integers'} on {one.device}"
+
+
+def _group(one: Execution) -> str:
+    return "one scale a row" if one.group_size == "row" else f"groups of {one.group_size}"
 
 
 def _sentence(before: str, after: str, old: OldBase, held_out: HeldOut) -> str:

@@ -106,6 +106,13 @@ class QuantizationSection(Section):
             return None
         return self.group_size
 
+    @property
+    def chosen_group(self) -> int | str | None:
+        """The group size that tells two bases of this kind and compute apart; None where there is no choice of one."""
+        if self.kind != "int8":
+            return None
+        return "row" if self.scale_group is None else self.scale_group
+
 
 def _layers(value: str | tuple[int, ...]) -> str | tuple[int, ...]:
     """Only the form: how many layers there are is the model's to say."""

@@ -11,6 +11,7 @@ from backends.registry import open_backend
 from jobs.checkpoint import latest
 from jobs.context import StopRequested
 from jobs.events import Evaluated, Note, Seam
+from jobs.spec import QuantizationSection
 
 sys.path.insert(0, str(Path(__file__).parent))
 tiny = importlib.import_module("test_jobs_training")
@@ -27,8 +28,13 @@ def begun_on_int8(output, model_folder, dataset, stop_after=5):
     return output / "checkpoints"
 
 
-def goes_on(output, kind, model_folder, dataset, recorder, **options):
-    config = tiny.make_config(model_folder, quantization__kind=kind, training__evaluate_every_steps=4)
+def goes_on(output, kind, model_folder, dataset, recorder, *, group_size=128, **options):
+    config = tiny.make_config(
+        model_folder,
+        quantization__kind=kind,
+        quantization__group_size=group_size,
+        training__evaluate_every_steps=4,
+    )
     backend = open_here(kind)
     return tiny.run(output, config, dataset, recorder, backend=backend, open_backend=open_here, **options)
 
@@ -50,6 +56,31 @@ def test_a_run_that_goes_on_with_another_base_tells_the_gap_of_the_held_out_loss
     points = [(one["step"], one["loss"]) for one in state["measurements"]]
     assert points[2:4] == [(5, seam.loss_before), (5, seam.loss_after)]
     assert [event.step for event in recorder.of(Evaluated)] == [8, 12]
+
+
+def test_another_group_size_is_another_base(tmp_path, dataset, model_folder):
+    folder = begun_on_int8(tmp_path, model_folder, dataset)
+    recorder = tiny.Recorder()
+    goes_on(tmp_path, "int8", model_folder, dataset, recorder, group_size="row", resume_from=folder)
+    (seam,) = recorder.of(Seam)
+    assert (seam.before, seam.after) == ("int8 on cpu with groups of 32", "int8 on cpu with one scale a row")
+    assert 0 < abs(seam.loss_after - seam.loss_before) < 0.05
+
+
+def test_integer_products_have_one_scale_a_row_whatever_was_asked_for():
+    asked = [
+        QuantizationSection(kind="int8", compute="int8", group_size="row"),
+        QuantizationSection(kind="int8", compute="int8"),
+    ]
+    assert [one.chosen_group for one in asked] == ["row", "row"]
+
+
+def test_a_checkpoint_that_does_not_tell_its_group_size_goes_on_without_a_seam(tmp_path, dataset, model_folder):
+    folder = begun_on_int8(tmp_path, model_folder, dataset)
+    tiny.rewrite_state(folder / "step-5", lambda data: data["state"]["execution"].pop("group_size"))
+    recorder = tiny.Recorder()
+    goes_on(tmp_path, "int8", model_folder, dataset, recorder, resume_from=folder)
+    assert not recorder.of(Seam)
 
 
 def test_the_loss_before_a_seam_is_what_the_run_would_have_measured_there(tmp_path, dataset, model_folder):
