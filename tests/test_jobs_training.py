@@ -356,6 +356,20 @@ def test_a_resumed_run_that_computes_otherwise_says_so(tmp_path, dataset, model_
     assert json.loads(incident)["kind"] == "resumed"
 
 
+@pytest.mark.parametrize("healed_divisor_taken", [(1, 2, 1), (4, 2, 2), (2, 4, 1)])
+def test_after_a_kill_for_want_of_memory_the_smaller_micro_batch_holds(
+    tmp_path, dataset, model_folder, healed_divisor_taken
+):
+    healed_to, divisor, taken = healed_divisor_taken
+    config = make_config(model_folder, optimization__micro_batch=4, optimization__accumulation=1, training__max_steps=3)
+    with pytest.raises(StopRequested):
+        run(tmp_path, config, dataset, Recorder(stop_after=2))
+    folder = tmp_path / "checkpoints" / "step-2"
+    rewrite_state(folder, lambda data: data["state"]["execution"].update(micro_batch=healed_to))
+    run(tmp_path, config, dataset, resume_from=folder, micro_batch_divisor=divisor)
+    assert execution_of(tmp_path, 3)["micro_batch"] == taken
+
+
 def test_every_choice_of_the_configuration_reaches_the_backend(tmp_path, dataset, model_folder):
     class Asked(Exception):
         pass

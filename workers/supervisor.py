@@ -212,7 +212,8 @@ class Supervisor:
         config = self._config()
         micro_batch = config.optimization.micro_batch >> record.memory_halvings
         if micro_batch > 1:
-            return f"with a micro-batch of {micro_batch}: going on with half, and the same effective batch"
+            # Less where the planner or the trainer took less already.
+            return f"with a micro-batch of at most {micro_batch}: going on with at most half of that"
         if micro_batch == 1 and config.training.gradient_checkpointing == "auto":
             return "with a micro-batch of 1: going on with gradient checkpointing"
         return ""
