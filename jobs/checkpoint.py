@@ -2,7 +2,9 @@
 
 Everything is written into a hidden folder beside the final one and flushed; the manifest (size and sha256 of every
 file) is written last, then one rename publishes the folder. A process killed anywhere leaves at most a hidden folder,
-which the next save removes. What a checkpoint holds is its writer's business: this module knows files only.
+which the next save removes. Where a step is saved again, its folder is `step-N.old` until the new one stands: it still
+counts if the process dies between the two renames. What a checkpoint holds is its writer's business: this module knows
+files only.
 """
 
 import hashlib
@@ -20,8 +22,8 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 _PREFIX = "step-"
+_OLD = ".old"
 _PARTIAL = ".partial-"
-# EFBIG is the answer of a file size limit (ulimit -f), EDQUOT that of a user's quota.
 
 
 class CheckpointDamaged(RepotuneError):
@@ -32,10 +34,13 @@ class DiskFull(RepotuneError):
     """The disk (or a quota) has no room left."""
 
 
-def save(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> Path:
+def save(
+    folder: Path, step: int, write: Callable[[Path], None], keep: int, beside: frozenset[int] = frozenset()
+) -> Path:
     """Publish `folder/step-N` with the files that `write(path)` makes, then remove all but the newest `keep`.
 
     Checkpoints of later steps go too: they are damaged, or of a course that was given up by resuming before them.
+    Those of the steps `beside` stay.
 
     Raises:
         DiskFull: no room; the checkpoints that were there before are untouched.
@@ -53,8 +58,19 @@ def save(folder: Path, step: int, write: Callable[[Path], None], keep: int) -> P
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    _prune(folder, step, keep)
+    _prune(folder, step, keep, beside)
     return target
+
+
+def make_room(folder: Path, beside: frozenset[int] = frozenset()) -> bool:
+    """Remove every checkpoint but the newest whole one and those of the steps `beside`; whether there was any."""
+    newest = latest(folder)
+    if newest is None:
+        return False
+    spare = [path for path in steps(folder) if path != newest and step_of(path) not in beside]
+    for path in spare:
+        _remove(path)
+    return bool(spare)
 
 
 def latest(folder: Path) -> Path | None:
@@ -81,13 +97,13 @@ def steps(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, whole or not, oldest first."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.name.startswith(_PREFIX) and step_of(path) is not None]
-    return sorted(found, key=lambda path: step_of(path) or 0)
+    found = [path for path in folder.iterdir() if step_of(path) is not None]
+    return sorted(found, key=lambda path: (step_of(path) or 0, path.suffix != _OLD))
 
 
 def step_of(path: Path) -> int | None:
     """The step that a checkpoint's folder name carries; None when it is no checkpoint's name."""
-    digits = path.name.removeprefix(_PREFIX)
+    digits = path.name.removeprefix(_PREFIX).removesuffix(_OLD)
     return int(digits) if path.name.startswith(_PREFIX) and digits.isdecimal() else None
 
 
@@ -119,11 +135,15 @@ def write_json(file: Path, data: Any) -> None:
 def replace_file(file: Path, content: bytes) -> None:
     """Put `content` in `file` in one step: the file is the old one or the new one, never a part."""
     beside = file.with_name(f".{file.name}.new")
-    with beside.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(file)
+    try:
+        with beside.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(file)
+    except OSError:
+        beside.unlink(missing_ok=True)  # on a full disk it would take what little room there is
+        raise
 
 
 @contextmanager
@@ -175,14 +195,13 @@ def _write_manifest(path: Path, step: int) -> None:
 
 
 def _publish(partial: Path, target: Path) -> None:
+    aside = target.with_name(f"{target.name}{_OLD}")
     if target.exists():  # a damaged one, or the same step reached again after a fall back
-        aside = target.with_name(f"{_PARTIAL}old-{target.name}")
-        target.rename(aside)
-        partial.rename(target)
         shutil.rmtree(aside, ignore_errors=True)
-    else:
-        partial.rename(target)
+        target.rename(aside)
+    partial.rename(target)
     _flush(target.parent)
+    _remove(aside)
 
 
 def _flush(path: Path) -> None:
@@ -193,15 +212,23 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _prune(folder: Path, step: int, keep: int) -> None:
+def _prune(folder: Path, step: int, keep: int, beside: frozenset[int]) -> None:
     found = steps(folder)
     later = [path for path in found if (step_of(path) or 0) > step]
     for path in later + found[: len(found) - len(later)][:-keep]:
-        # Without its manifest a half removed checkpoint cannot pass for a whole one.
-        (path / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
+        if step_of(path) not in beside:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    # Without its manifest a half removed checkpoint cannot pass for a whole one.
+    (path / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_leftovers(folder: Path) -> None:
     for path in folder.glob(f"{_PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f"{_PREFIX}*{_OLD}"):
+        if path.with_suffix("").exists():
+            _remove(path)

@@ -26,6 +26,9 @@ class Execution:
     compile: bool
     #: Of the CPU; sums depend on how they are divided among threads.
     threads: int
+    #: Weights of a row of int8 that share one scale, as `quantization.group_size` names it; None where the kind leaves
+    #: no choice, and in a checkpoint from before it was kept.
+    group_size: int | str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a checkpoint."""

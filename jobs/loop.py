@@ -3,20 +3,22 @@
 Each step ends in a line of `metrics.jsonl`; checkpoints make the run resumable at any step, exactly.
 """
 
+import time
 from collections.abc import Callable
 
 from backends.throughput import Range, time_text
 from jobs.ahead import ahead
+from jobs.best import is_best
 from jobs.context import JobContext
 from jobs.events import Note, StageStarted, StepDone
 from jobs.healing import step_that_fits
-from jobs.incident import Incident
-from jobs.measuring import measure_if_due
+from jobs.measuring import is_due, measure_if_due
 from jobs.metrics import Speed
 from jobs.order import Position
 from jobs.run import REMEDY, Diverged, Run, Step
-from jobs.saving import leave, save_checkpoint
+from jobs.saving import add_metrics, leave, save_best, save_checkpoint
 from jobs.schedule import make_rate
+from jobs.seam import measure_gap
 from jobs.stopping import Verdict, suggestion
 
 #: Skipped steps in a row after which a run is given up. With a gradient scaler the first steps of a healthy run
@@ -41,6 +43,7 @@ def _train(run: Run) -> None:
     state, order, context = run.state, run.order, run.context
     rate = make_rate(run.config.optimization, order.total_steps)
     speed = Speed()
+    measure_gap(run)
     if _has_ended(run):
         return
     _tell_start(run)
@@ -57,21 +60,26 @@ def _train(run: Run) -> None:
         _watch(run, run.watchdog.stepped(step.loss, _base_loss(run)))
         if context.should_stop():
             leave(run)
-        if run.clock.is_due(state.step) or state.step == order.total_steps:
+        if is_due(run) and run.clock.is_due_before(run.measuring_seconds):
             save_checkpoint(run)
         if _has_ended(run):
             return
+        if state.step > run.clock.step and (run.clock.is_due(state.step) or state.step == order.total_steps):
+            save_checkpoint(run)
 
 
 def _has_ended(run: Run) -> bool:
     """Measure where it is due; whether early stopping ends the run here, or ended it before it was resumed."""
-    had_stopped = run.watchdog.has_stopped
+    had_stopped, began = run.watchdog.has_stopped, time.monotonic()
     with run.averaged():
         measured = measure_if_due(run)
     if measured is None:
         return had_stopped
+    run.measuring_seconds = time.monotonic() - began
     verdict = run.watchdog.measured(measured, _base_loss(run))
     _watch(run, verdict)
+    if is_best(run, measured):
+        save_best(run, measured)
     if verdict is Verdict.STOP_EARLY and run.state.step < run.order.total_steps:
         _stop_early(run)
         return True
@@ -85,7 +93,7 @@ def _stop_early(run: Run) -> None:
         f"Stopped early after step {run.state.step} of {run.order.total_steps}: the held-out loss did not fall in "
         f"{measurements} measurements in a row"
     )
-    _happened(run, "stopped_early", message, level="info")
+    run.happened("stopped_early", message)
     save_checkpoint(run)
 
 
@@ -102,12 +110,6 @@ def _watch(run: Run, verdict: Verdict) -> None:
 def _base_loss(run: Run) -> float | None:
     """Held-out loss of the model that the run began with; None where it is not measured yet."""
     return next((one.loss for one in run.state.measurements if one.step == 0), None)
-
-
-def _happened(run: Run, kind: str, message: str, *, level: str) -> None:
-    """Tell of something that the curve does not, and keep it."""
-    run.state.incidents.append(Incident(kind=kind, step=run.state.step, message=message).to_json())
-    run.context.emit(Note(level=level, message=message))
 
 
 def _tell_start(run: Run) -> None:
@@ -150,7 +152,7 @@ def _tell_step(run: Run, step: Step, lr: float, speed: Speed) -> None:
         memory_bytes=run.loaded.memory_in_use(),
         eta_seconds=run.eta.left(ahead(run)),
     )
-    run.metrics.append(done)
+    add_metrics(run, done)
     run.context.emit(done)
     for line in run.loaded.news():
         run.context.emit(Note(message=line))

@@ -9,9 +9,6 @@ from typing import Any
 #: section.key, or the name of an environment variable; one a line, sorted.
 NOT_YET = frozenset(
     {
-        "output.keep_best",
-        "output.publish",
-        "training.checkpoint_async",
         "training.compile",
     }
 )

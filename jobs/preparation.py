@@ -3,6 +3,8 @@
 Accelerate gives gradient scaling and clipping. It never touches the model, which its backend has placed and typed.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import accelerate
@@ -15,11 +17,13 @@ from backends.devices import Device
 from backends.errors import BackendUnavailable
 from jobs import neftune, snapshot
 from jobs.context import JobContext
+from jobs.continuation import as_before, changes
 from jobs.ema import Ema
 from jobs.eta import Eta
 from jobs.events import Note, StageStarted
 from jobs.execution import Execution
 from jobs.expectation import Expectation
+from jobs.incident import Incident
 from jobs.loss import NextTokenLoss
 from jobs.metrics import FILE as METRICS
 from jobs.metrics import Metrics
@@ -29,6 +33,7 @@ from jobs.planner import TrainingPlan, plan_training
 from jobs.randomness import seed_everything
 from jobs.run import Run
 from jobs.schedule import CheckpointClock
+from jobs.seam import look_back
 from jobs.shards import PackedDataset
 from jobs.snapshot import Identity, Snapshot, TrainingState
 from jobs.spec import Config, InvalidSpec
@@ -45,6 +50,7 @@ def prepare(
     context: JobContext,
     known: Snapshot | None,
     micro_batch_divisor: int,
+    open_backend: Callable[[str], Backend] | None,
 ) -> Run:
     """Plan, load, and restore `known`; the arguments are those of `jobs.training.train`.
 
@@ -62,6 +68,12 @@ def prepare(
         micro_batch_divisor=micro_batch_divisor,
         calibration_file=context.calibration,
     )
+    before = _before(known)
+    plan = as_before(plan, before, config, lessened=micro_batch_divisor > 1)
+    old_base = None
+    if known and before:
+        load_old = partial(_load_other, device, open_backend, known, data.sequence_length)
+        old_base = look_back(before, known.state, config, data, load_old)
     loaded = _load(config, device, backend, plan, known)
     for note in (*loaded.notes, *plan.notes):
         context.emit(Note(message=note))
@@ -82,7 +94,7 @@ def prepare(
     state.execution = execution.to_json()
     order = _order(config, data, identity)
     expectation = Expectation.of(plan, loaded, order.total_steps * identity.effective_batch, context.calibration)
-    return Run(
+    run = Run(
         config=config,
         context=context,
         data=data,
@@ -100,7 +112,12 @@ def prepare(
         watchdog=Watchdog.of(config, state.stopping),
         ema=ema,
         eta=Eta.of(state.eta, expectation.kind(execution), expectation.forward_share),
+        old_base=old_base,
+        resumed_from=known.path if known else None,
     )
+    if known:
+        _note_resume(run, before)
+    return run
 
 
 def make_accelerator(loaded: LoadedModel) -> Any:
@@ -117,11 +134,44 @@ def make_accelerator(loaded: LoadedModel) -> Any:
         raise BackendUnavailable(f"This version of torch cannot train in fp16 on this device ({error}).") from error
 
 
+def _before(known: Snapshot | None) -> Execution | None:
+    """How the run computed when its checkpoint was written, where that tells."""
+    return Execution.from_json(known.state.execution) if known and known.state.execution else None
+
+
+def _note_resume(run: Run, before: Execution | None) -> None:
+    sentence = changes(before, run.execution) if before else None
+    if sentence:
+        run.happened("resumed", sentence, level="warning")
+    else:
+        resumed = Incident(kind="resumed", step=run.state.step, message=f"Resumed after step {run.state.step}")
+        run.state.incidents.append(resumed.to_json())
+
+
 def _load(config: Config, device: Device, backend: Backend, plan: TrainingPlan, known: Snapshot | None) -> LoadedModel:
     if plan.recipe.checkpointing:
         allocator.return_large_blocks()
     seed_everything(config.training.seed)
     return backend.load(_model_request(config, device, known, checkpointing=plan.recipe.checkpointing))
+
+
+def _load_other(
+    device: Device,
+    open_backend: Callable[[str], Backend] | None,
+    known: Snapshot,
+    sequence_length: int,
+    config: Config,
+) -> LoadedModel:
+    """The checkpoint's adapter on another base than the run goes on with, to measure it.
+
+    Raises:
+        RepotuneError: that base cannot be had here.
+    """
+    if open_backend is None:
+        raise BackendUnavailable("no other backend is opened here")
+    backend = open_backend(config.quantization.kind)
+    plan = plan_training(config, device, sequence_length)
+    return _load(config, device, backend, plan, known)
 
 
 def _model_request(config: Config, device: Device, known: Snapshot | None, *, checkpointing: bool) -> ModelRequest:
@@ -178,6 +228,7 @@ def _execution(config: Config, device: Device, plan: TrainingPlan, loaded: Loade
         attention=getattr(loaded.model.config, "_attn_implementation", None) or config.training.attention,
         compile=False,
         threads=torch.get_num_threads(),
+        group_size=config.quantization.chosen_group,
     )
 
 

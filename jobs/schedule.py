@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from jobs.spec import OptimizationSection
 
+#: What takes this part of the time between two checkpoints is worth one before it.
+_LONG = 0.1
+
 
 def _cosine(done: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * done))
@@ -90,15 +93,30 @@ class CheckpointClock:
     every_minutes: float
     step: int
     clock: Callable[[], float] = time.monotonic
-    saved_at: float = field(init=False)
+    #: When the last checkpoint was written, or tried.
+    _tried_at: float = field(init=False)
+    _tried_step: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.saved_at = self.clock()
+        self._tried_step, self._tried_at = self.step, self.clock()
 
     def is_due(self, step: int) -> bool:
         """Whether to save after `step`."""
-        return step - self.step >= self.every_steps or self.clock() - self.saved_at >= self.every_minutes * 60
+        return step - self._tried_step >= self.every_steps or self._seconds() >= self.every_minutes * 60
+
+    def is_due_before(self, seconds: float) -> bool:
+        """Whether to save before something that takes so long: too much would be lost if the process died in it."""
+        interval = self.every_minutes * 60
+        return seconds >= _LONG * interval and self._seconds() + seconds >= interval
 
     def saved(self, step: int) -> None:
         """Note that a checkpoint of `step` is on disk."""
-        self.step, self.saved_at = step, self.clock()
+        self.step = step
+        self.failed(step)
+
+    def failed(self, step: int) -> None:
+        """Note that none could be written at `step`: the next try is as far away as if it had been."""
+        self._tried_step, self._tried_at = step, self.clock()
+
+    def _seconds(self) -> float:
+        return self.clock() - self._tried_at

@@ -6,6 +6,7 @@
     random.json            the state of every random generator
     metrics.jsonl          the lines of every step so far
     ema.safetensors        the weights as trained, where the adapter is their moving average
+    best/                  the adapter of the best held-out loss, where that will be the result and is another one
 
 Nothing is pickled and nothing names a device, so a job that began on one machine goes on on another.
 """
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs import metrics
 from jobs.adapter import save_adapter
@@ -29,8 +30,11 @@ from jobs.randomness import random_state, restore_random_state
 from jobs.spec import Config, InvalidSpec
 
 ADAPTER = "adapter"
+BEST = "best"
 STATE = "state.json"
 RANDOM = "random.json"
+
+_Part = TypeVar("_Part", "TrainingState", Position, HeldOut)
 
 
 @dataclass(kw_only=True)
@@ -206,11 +210,17 @@ def read_snapshot(path: Path, identity: Identity) -> Snapshot:
     """Read a whole checkpoint, provided it is of the same run."""
     data = json.loads((path / STATE).read_text(encoding="utf-8"))
     _refuse_another(path, _LATER | data["identity"], asdict(identity))
-    values = data["state"]
-    values["position"] = Position(**values["position"])
-    values["measurements"] = [HeldOut(**measurement) for measurement in values["measurements"]]
+    state = _known(TrainingState, data["state"])
+    state.position = _known(Position, data["state"]["position"])
+    state.measurements = [_known(HeldOut, measurement) for measurement in data["state"]["measurements"]]
     content = (path / metrics.FILE).read_bytes()
-    return Snapshot(path=path, state=TrainingState(**values), scaler=data["scaler"], metrics=content)
+    return Snapshot(path=path, state=state, scaler=data["scaler"], metrics=content)
+
+
+def _known(cls: type[_Part], values: Mapping[str, Any]) -> _Part:
+    """`values` as a `cls`; what a newer program added is dropped."""
+    names = {one.name for one in fields(cls)}
+    return cls(**{name: value for name, value in values.items() if name in names})
 
 
 def _refuse_another(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

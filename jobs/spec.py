@@ -106,6 +106,13 @@ class QuantizationSection(Section):
             return None
         return self.group_size
 
+    @property
+    def chosen_group(self) -> int | str | None:
+        """The group size that tells two bases of this kind and compute apart; None where there is no choice of one."""
+        if self.kind != "int8":
+            return None
+        return "row" if self.scale_group is None else self.scale_group
+
 
 def _layers(value: str | tuple[int, ...]) -> str | tuple[int, ...]:
     """Only the form: how many layers there are is the model's to say."""
@@ -253,9 +260,6 @@ class TrainingSection(Section):
     max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps; null: epochs decide.")
     checkpoint_every_steps: int = Field(100, ge=1, description="Save at least every so many optimizer steps.")
     checkpoint_every_minutes: float = Field(5.0, gt=0, description="Save at least every so many minutes.")
-    checkpoint_async: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
-        "auto", description="Write checkpoints while training goes on; auto: where a pause would be felt."
-    )
     evaluate_every_steps: int | None = Field(
         None, ge=1, description="Held-out loss every so many steps; null means only before and after."
     )
@@ -276,7 +280,7 @@ class TrainingSection(Section):
         None, gt=0, description="Noise on the input embeddings in training (NEFTune), usually 5 to 15."
     )
     compile: Annotated[Literal["off", "on", "auto"], BeforeValidator(_switch)] = Field(
-        "off", description="Compile the model (torch.compile); auto: where a few steps show a gain."
+        "off", description="torch.compile. So far only off: on and auto are refused, they do nothing yet."
     )
     gradient_checkpointing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
         "auto", description="Recompute activations in the backward pass; auto lets the memory model decide."

@@ -4,7 +4,7 @@
 the end of an epoch, `jobs.loss` for packing, `jobs.snapshot` for what a checkpoint holds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from backends.devices import Device
 from backends.hardware import is_out_of_memory
 from jobs import checkpoint, snapshot
 from jobs.context import JobContext, OutputExists
-from jobs.events import Note
+from jobs.events import Note, StageStarted
 from jobs.leaving import reported
 from jobs.loop import run_steps
 from jobs.preparation import prepare
 from jobs.results import save_results
 from jobs.run import OutOfMemory
 from jobs.saving import CHECKPOINTS
-from jobs.shards import open_dataset
+from jobs.shards import DatasetError, PackedDataset, open_dataset, verify
 from jobs.sinks import feeding
 from jobs.snapshot import Identity, Snapshot
 from jobs.spec import Config, InvalidSpec
@@ -37,6 +37,7 @@ def train(  # noqa: PLR0917 - callers name them
     context: JobContext,
     resume_from: Path | None = None,
     micro_batch_divisor: int = 1,
+    open_backend: Callable[[str], Backend] | None = None,
 ) -> dict[str, Any]:
     """Train an adapter on a packed dataset.
 
@@ -51,6 +52,7 @@ def train(  # noqa: PLR0917 - callers name them
         context: Where to write, whom to tell, when to stop.
         resume_from: A checkpoint, or a folder of checkpoints of which the newest whole one is taken.
         micro_batch_divisor: Divides the micro-batch after a lack of memory; the effective batch stays.
+        open_backend: Opens the backend of another kind on `device`: a run that began on that measures the gap.
 
     Returns:
         The result: adapter, report, steps, tokens, seconds, loss and perplexity before and after.
@@ -65,7 +67,7 @@ def train(  # noqa: PLR0917 - callers name them
     with _errors_as_sentences(context.output):
         _refuse_existing(context.output, resume_from)
         _make_folder(context.output)
-        data = open_dataset(dataset)
+        data = _checked(dataset, context)
         identity = Identity.of(config, data.manifest)
         known = _find_snapshot(resume_from, identity, context) if resume_from else None
         run = prepare(
@@ -77,11 +79,29 @@ def train(  # noqa: PLR0917 - callers name them
             context=context,
             known=known,
             micro_batch_divisor=micro_batch_divisor,
+            open_backend=open_backend,
         )
         with feeding(run):
             with reported(run):
                 run_steps(run)
             return save_results(run)
+
+
+def _checked(dataset: Path, context: JobContext) -> PackedDataset:
+    """The dataset, every file of it compared with its manifest.
+
+    Raises:
+        DatasetError: names the file that is cut or altered; or there is nothing to train on.
+    """
+    context.emit(StageStarted(stage="check dataset", message=str(dataset)))
+    data = open_dataset(dataset)
+    verify(dataset)
+    if len(data.train) == 0:
+        raise DatasetError(
+            f"Dataset {dataset} has no rows to train on: build it of a repository with more code, or with a smaller "
+            "dataset.sequence_length."
+        )
+    return data
 
 
 def _find_snapshot(resume_from: Path, identity: Identity, context: JobContext) -> Snapshot | None:

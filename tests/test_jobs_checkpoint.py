@@ -111,6 +111,36 @@ def test_a_step_reached_again_replaces_its_damaged_checkpoint(tmp_path):
     assert names(tmp_path) == ["step-1"]
 
 
+@pytest.mark.parametrize("call", ["before the first rename", "between the renames", "after the second rename"])
+def test_a_step_that_dies_while_it_is_saved_again_keeps_a_whole_checkpoint(tmp_path, call):
+    save(tmp_path, 1, write_something, keep=1)
+    after = ["before the first rename", "between the renames", "after the second rename"].index(call)
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from jobs.checkpoint import save\n"
+        "rename, calls = os.rename, []\n"
+        "def die(*arguments, **options):\n"
+        "    calls.append(arguments)\n"
+        "    if len(calls) > int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    rename(*arguments, **options)\n"
+        "    if int(sys.argv[2]) == 2 == len(calls): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.rename = die\n"
+        "save(Path(sys.argv[1]), 1, lambda folder: (folder / 'new').write_text('new'), keep=1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path), str(after)], check=False)
+    assert done.returncode == -9
+    verify(latest(tmp_path))
+    save(tmp_path, 2, write_something, keep=1)
+    assert names(tmp_path) == ["step-2"]
+
+
+def test_what_is_kept_beside_the_newest_stays_however_old(tmp_path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, write_something, keep=1, beside=frozenset((1, 3)))
+    assert names(tmp_path) == ["step-1", "step-3", "step-4"]
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of one megabyte."""

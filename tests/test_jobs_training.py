@@ -160,6 +160,7 @@ def test_training_lowers_the_held_out_loss_and_leaves_adapter_metrics_report_and
     assert all(fields <= step.keys() for step in steps)
     assert steps[-1]["tokens"] == result["tokens"]
     assert [event.stage for event in recorder.of(StageStarted)] == [
+        "check dataset",
         "load model",
         "train",
         "evaluate",
@@ -209,7 +210,8 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     resumed = run(tmp_path / "cut", config, dataset, resume_from=tmp_path / "cut" / "checkpoints")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert adapter_bytes(tmp_path / "cut") == adapter_bytes(tmp_path / "whole")
-    assert {**resumed, "seconds": 0} == {**whole, "seconds": 0}
+    assert resumed["resumes"] == 1
+    assert {**resumed, "seconds": 0, "resumes": 0} == {**whole, "seconds": 0}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw8bit", "adafactor"])
@@ -238,16 +240,14 @@ def test_a_checkpoint_from_before_there_was_a_choice_goes_on(tmp_path, dataset, 
     with pytest.raises(StopRequested):
         run(tmp_path, config, dataset, Recorder(stop_after=2))
     folder = tmp_path / "checkpoints" / "step-2"
-    data = json.loads((folder / "state.json").read_text())
-    first = {"model", "revision", "rank", "alpha", "rslora", "target_modules", "dataset", "effective_batch", "seed"}
-    data["identity"] = {name: data["identity"][name] for name in first}
-    first = {"step", "tokens", "seconds", "position", "measurements", "skipped_in_a_row"}
-    data["state"] = {name: data["state"][name] for name in first}
-    (folder / "state.json").write_text(json.dumps(data))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    written = folder / "state.json"
-    manifest["files"]["state.json"] = {"bytes": written.stat().st_size, "sha256": sha256_of(written)}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    def make_older(data):
+        first = {"model", "revision", "rank", "alpha", "rslora", "target_modules", "dataset", "effective_batch", "seed"}
+        data["identity"] = {name: data["identity"][name] for name in first}
+        first = {"step", "tokens", "seconds", "position", "measurements", "skipped_in_a_row"}
+        data["state"] = {name: data["state"][name] for name in first}
+
+    rewrite_state(folder, make_older)
     adafactor = make_config(model_folder, optimization__optimizer="adafactor")
     with pytest.raises(InvalidSpec, match="optimizer was adamw then and is adafactor now"):
         run(tmp_path, adafactor, dataset, resume_from=folder)
@@ -269,6 +269,105 @@ def test_a_checkpoint_says_how_the_run_computed(tmp_path, dataset, model_folder)
         compile=False,
         threads=1,
     )
+
+
+def rewrite_state(folder, change):
+    """Change what a checkpoint's state.json says, and the manifest with it."""
+    written = folder / "state.json"
+    data = json.loads(written.read_text())
+    change(data)
+    written.write_text(json.dumps(data))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["state.json"] = {"bytes": written.stat().st_size, "sha256": sha256_of(written)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_checkpoint_of_a_newer_program_goes_on_without_what_is_not_known_here(tmp_path, dataset, model_folder):
+    config = make_config(model_folder, training__evaluate_every_steps=4)
+    run(tmp_path / "whole", config, dataset)
+    with pytest.raises(StopRequested):
+        run(tmp_path / "cut", config, dataset, Recorder(stop_after=5))
+
+    def make_newer(data):
+        assert [one["step"] for one in data["state"]["measurements"]] == [0, 4]
+        data["state"] |= {"of a newer program": 1}
+        data["state"]["position"] |= {"of a newer program": 1}
+        data["state"]["measurements"] = [one | {"of a newer program": 1} for one in data["state"]["measurements"]]
+
+    rewrite_state(tmp_path / "cut" / "checkpoints" / "step-5", make_newer)
+    run(tmp_path / "cut", config, dataset, resume_from=tmp_path / "cut" / "checkpoints")
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("free", [(1 << 40, 1 << 22), (1 << 22, 1 << 40)])
+def test_a_resumed_run_computes_as_before_whatever_memory_is_free(tmp_path, dataset, model_folder, monkeypatch, free):
+    config = make_config(
+        model_folder,
+        training__gradient_checkpointing="auto",
+        optimization__micro_batch=4,
+        optimization__accumulation=1,
+    )
+    monkeypatch.setattr(planner, "free_bytes", lambda _device: free[0])
+    run(tmp_path / "whole", config, dataset)
+    with pytest.raises(StopRequested):
+        run(tmp_path / "cut", config, dataset, Recorder(stop_after=5))
+    before = execution_of(tmp_path / "cut", 5)
+    monkeypatch.setattr(planner, "free_bytes", lambda _device: free[1])
+    recorder = Recorder()
+    run(tmp_path / "cut", config, dataset, recorder, resume_from=tmp_path / "cut" / "checkpoints")
+    assert execution_of(tmp_path / "cut", 12) == before
+    assert any("Computes as before" in note.message for note in recorder.of(Note))
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert adapter_bytes(tmp_path / "cut") == adapter_bytes(tmp_path / "whole")
+
+
+def execution_of(output, step):
+    return json.loads((output / "checkpoints" / f"step-{step}" / "state.json").read_text())["state"]["execution"]
+
+
+@pytest.mark.parametrize("reason", ["it does not fit", "memory ran out since", "another number of threads"])
+def test_a_resumed_run_that_computes_otherwise_says_so(tmp_path, dataset, model_folder, monkeypatch, reason):
+    config = make_config(model_folder)
+    with pytest.raises(StopRequested):
+        run(tmp_path, config, dataset, Recorder(stop_after=5))
+    options = {}
+    match reason:
+        case "it does not fit":
+            rewrite_state(
+                tmp_path / "checkpoints" / "step-5", lambda data: data["state"]["execution"].update(micro_batch=4)
+            )
+            monkeypatch.setattr("jobs.continuation.limit_bytes", lambda _device: -(1 << 40))
+        case "memory ran out since":
+            options = {"micro_batch_divisor": 2}
+        case "another number of threads":
+            monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    recorder = Recorder()
+    run(tmp_path, config, dataset, recorder, resume_from=tmp_path / "checkpoints", **options)
+    told = [note.message for note in recorder.of(Note) if note.level == "warning"]
+    # The model of these tests has no tokenizer to complete with.
+    (warning,) = [message for message in told if "were not compared" not in message]
+    expected = {
+        "it does not fit": "micro_batch was 4 and is 2",
+        "memory ran out since": "micro_batch was 2 and is 1",
+        "another number of threads": "threads was 1 and is 3",
+    }
+    assert expected[reason] in warning
+    (incident,) = (tmp_path / "incidents.jsonl").read_text().splitlines()
+    assert json.loads(incident)["kind"] == "resumed"
+
+
+@pytest.mark.parametrize("healed_divisor_taken", [(1, 2, 1), (4, 2, 2), (2, 4, 1)])
+def test_after_a_kill_for_want_of_memory_the_smaller_micro_batch_holds(
+    tmp_path, dataset, model_folder, healed_divisor_taken
+):
+    healed_to, divisor, taken = healed_divisor_taken
+    config = make_config(model_folder, optimization__micro_batch=4, optimization__accumulation=1, training__max_steps=3)
+    with pytest.raises(StopRequested):
+        run(tmp_path, config, dataset, Recorder(stop_after=2))
+    folder = tmp_path / "checkpoints" / "step-2"
+    rewrite_state(folder, lambda data: data["state"]["execution"].update(micro_batch=healed_to))
+    run(tmp_path, config, dataset, resume_from=folder, micro_batch_divisor=divisor)
+    assert execution_of(tmp_path, 3)["micro_batch"] == taken
 
 
 def test_every_choice_of_the_configuration_reaches_the_backend(tmp_path, dataset, model_folder):
@@ -420,7 +519,12 @@ def test_an_output_that_is_a_file_is_a_sentence(tmp_path, dataset, model_folder)
 
 
 def test_checkpoints_follow_the_clock_and_only_the_newest_are_kept(tmp_path, dataset, model_folder):
-    config = make_config(model_folder, training__checkpoint_every_steps=1000, training__checkpoint_every_minutes=1e-9)
+    config = make_config(
+        model_folder,
+        training__checkpoint_every_steps=1000,
+        training__checkpoint_every_minutes=1e-9,
+        output__keep_best=False,
+    )
     recorder = Recorder()
     run(tmp_path, config, dataset, recorder)
     assert [event.step for event in recorder.of(Checkpointed)] == list(range(1, 13))
@@ -512,6 +616,22 @@ def test_a_dataset_of_another_vocabulary_is_refused(tmp_path, model_folder):
     shards.write_manifest(folder, manifest | {"tokenizer": {"vocabulary_size": VOCABULARY + 1}})
     with pytest.raises(InvalidSpec, match="tokenizer"):
         run(tmp_path / "out", make_config(model_folder), folder)
+
+
+def test_a_shard_that_was_cut_or_altered_is_named_before_a_model_is_loaded(tmp_path, model_folder):
+    folder = write_dataset(tmp_path / "dataset", train_rows=8, seed=1)
+    shard = folder / "train" / "00000.ids"
+    content = shard.read_bytes()
+    for damaged in (content[:-64], content[:-1] + bytes([content[-1] ^ 1])):
+        shard.write_bytes(damaged)
+        with pytest.raises(shards.DatasetError, match=r"train/00000\.ids (is cut|was altered)"):
+            run(tmp_path / "out", make_config("no/such/model"), folder)
+
+
+def test_a_dataset_without_rows_to_train_on_is_refused(tmp_path):
+    folder = write_dataset(tmp_path / "dataset", train_rows=0, seed=1)
+    with pytest.raises(shards.DatasetError, match="no rows to train on"):
+        run(tmp_path / "out", make_config("no/such/model"), folder)
 
 
 def test_fp16_scales_gradients_and_lowers_the_scale_until_they_fit(tmp_path, dataset, model_folder, monkeypatch):

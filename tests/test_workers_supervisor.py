@@ -242,6 +242,32 @@ def test_a_checkpoint_arrives_even_when_the_trainer_removes_it_meanwhile(tmp_pat
     assert list((tmp_path / "staging").iterdir()) == []
 
 
+def test_a_step_that_is_saved_again_as_the_best_arrives_as_well(tmp_path):
+    arrived = []
+    (tmp_path / "step-1").mkdir()
+    uploads = CheckpointUploads("job", lambda _folder, *told: arrived.append(told), tmp_path / "staging")
+    uploads.add(1, tmp_path / "step-1")
+    uploads.add(1, tmp_path / "step-1", best=True)
+    uploads.start()
+    uploads.close()
+    uploads.join(10)
+    assert arrived == [(1, False), (1, True)]
+
+
+def test_a_checkpoint_that_is_current_is_never_written_over(runtime, tmp_path):
+    claim = claimed(runtime)
+    supervisor = Supervisor(runtime, claim)
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "state.json").write_text("{}")
+    for best in (False, True):
+        supervisor._upload_checkpoint(tmp_path / "step", 1, best)
+    plain = f"{claim.job_id}/{claim.fence}/checkpoints/step-1"
+    assert runtime.artifacts.exists(plain)
+    pointer = runtime.store.get(claim.job_id).checkpoint
+    assert pointer == {"step": 1, "artifact": f"{plain}.2", "best": f"{plain}.2"}
+    assert runtime.artifacts.exists(pointer["artifact"])
+
+
 def test_the_artifact_store_keeps_as_many_checkpoints_as_the_trainer(runtime, tmp_path):
     claim = claimed(runtime)
     supervisor = Supervisor(runtime, claim)

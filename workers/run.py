@@ -6,6 +6,7 @@ Shared by the trainer process and by the foreground commands, so that both run t
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,7 @@ def run_training(
         context,
         resume_from=resume_from,
         micro_batch_divisor=micro_batch_divisor,
+        open_backend=partial(open_backend, device=device),
     )
 
 

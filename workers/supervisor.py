@@ -11,6 +11,7 @@ import signal
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,8 @@ class Supervisor:
         config = self._config()
         micro_batch = config.optimization.micro_batch >> record.memory_halvings
         if micro_batch > 1:
-            return f"with a micro-batch of {micro_batch}: going on with half, and the same effective batch"
+            # Less where the planner or the trainer took less already.
+            return f"with a micro-batch of at most {micro_batch}: going on with at most half of that"
         if micro_batch == 1 and config.training.gradient_checkpointing == "auto":
             return "with a micro-batch of 1: going on with gradient checkpointing"
         return ""
@@ -269,14 +271,20 @@ class Supervisor:
         self._runtime.publish([ticket] if ticket else [])
 
     def _upload_checkpoint(self, folder: Path, step: int, best: bool) -> None:
-        artifact = f"{self._claim.job_id}/{self._claim.fence}/checkpoints/step-{step}"
+        artifact = self._unused_artifact(step)
         self._runtime.artifacts.put_folder(folder, artifact)
         kept = artifact if best else self._best
         point = partial(self._runtime.store.checkpoint, self._claim, step, artifact, kept)
         if self._runtime.insist(point, self._must_drop):
             self._best = kept
-            self._arrived = [*(known for known in self._arrived if known != artifact), artifact]
+            self._arrived.append(artifact)
             self._forget_old_checkpoints()
+
+    def _unused_artifact(self, step: int) -> str:
+        """A name that is not taken: the current checkpoint stays whole until another one is in its place."""
+        name = f"{self._claim.job_id}/{self._claim.fence}/checkpoints/step-{step}"
+        again = (f"{name}.{number}" for number in count(2))
+        return name if name not in self._arrived else next(other for other in again if other not in self._arrived)
 
     def _forget_old_checkpoints(self) -> None:
         """Keep as many as the trainer does, and the best: a night of checkpoints would fill the artifact store."""

@@ -9,6 +9,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from backends.errors import RepotuneError
@@ -33,6 +34,17 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """A checkpoint on its way."""
+
+    #: Counted from 1 as they come. A step may come twice: saved before a measurement, and again as the best.
+    number: int
+    step: int
+    folder: Path
+    best: bool
+
+
 class CheckpointUploads(threading.Thread):
     """Uploads checkpoints in order; while the store is away, one that a newer one overtook is skipped, unless the best.
 
@@ -43,26 +55,27 @@ class CheckpointUploads(threading.Thread):
         super().__init__(name=f"uploads-{job_id}", daemon=True)
         #: Why the last try failed; "" when it did not.
         self.trouble = ""
-        self._newest = -1
+        self._added = 0
         self._upload = upload
         self._staging = staging
-        self._waiting: queue.SimpleQueue[tuple[int, Path, bool] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._abandoned = threading.Event()
 
     def add(self, step: int, folder: Path, *, best: bool = False) -> None:
         """Queue a complete checkpoint; `best`: of the best held-out loss so far."""
+        number = self._added + 1
         try:
-            aside = link_aside(folder, self._staging / f"step-{step}")
+            aside = link_aside(folder, self._staging / f"{number}-step-{step}")
         except OSError as error:
             _log.warning("checkpoint %s is gone before its upload: %s", folder, error)
             return
-        self._newest = step
-        self._waiting.put((step, aside, best))
+        self._added = number
+        self._waiting.put(_Waiting(number, step, aside, best))
 
     def run(self) -> None:
         """Upload until `close()` or `abandon()`."""
         while (item := self._waiting.get()) is not None:
-            self._bring(*item)
+            self._bring(item)
 
     def close(self) -> None:
         """No more checkpoints come: the thread ends once those that wait have arrived."""
@@ -73,19 +86,21 @@ class CheckpointUploads(threading.Thread):
         self._abandoned.set()
         self._waiting.put(None)
 
-    def _bring(self, step: int, folder: Path, best: bool) -> None:
+    def _bring(self, item: _Waiting) -> None:
         attempt = 0
         while not self._abandoned.is_set():
             try:
-                self._upload(folder, step, best)
+                self._upload(item.folder, item.step, item.best)
             except (RepotuneError, OSError) as error:
                 self.trouble = str(error)
-                _log.warning("checkpoint of step %s does not reach the artifact store, trying again: %s", step, error)
+                _log.warning(
+                    "checkpoint of step %s does not reach the artifact store, trying again: %s", item.step, error
+                )
                 self._abandoned.wait(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
                 attempt += 1
-                if step != self._newest and not best:
+                if item.number != self._added and not item.best:
                     break
             else:
                 self.trouble = ""
                 break
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(item.folder, ignore_errors=True)
