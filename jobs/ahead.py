@@ -4,6 +4,13 @@ from jobs.eta import Ahead
 from jobs.order import Order, Position
 from jobs.run import Run
 
+#: Base and adapter.
+_SIDES = 2
+#: The rest of a line, and a middle.
+_PROMPTS_OF_A_PLACE = 2
+#: Places lie anywhere in a row, half of it on the average; the line that is completed takes another quarter.
+_ROWS_OF_A_PROMPT = 0.75
+
 
 def ahead(run: Run) -> Ahead:
     """Of the run as it is now."""
@@ -15,7 +22,17 @@ def ahead(run: Run) -> Ahead:
         measured_rows=rows * measurements_left(run),
         steps_between_saves=training.checkpoint_every_steps,
         seconds_between_saves=60 * training.checkpoint_every_minutes,
+        compared_rows=compared_rows(run),
+        trained_seconds=state.seconds,
+        evaluation_minutes=run.config.evaluation.minutes,
     )
+
+
+def compared_rows(run: Run) -> float:
+    """What the evaluation at the end asks of the model if it has the time, in forward passes of a row."""
+    section, data = run.config.evaluation, run.data
+    measured = min(len(data.held_out), section.rows) + min(len(data.future), section.future_rows)
+    return _SIDES * (measured + _PROMPTS_OF_A_PLACE * _ROWS_OF_A_PROMPT * section.prompts)
 
 
 def total_rows(order: Order) -> int:

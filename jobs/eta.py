@@ -1,4 +1,4 @@
-"""How long a run will still take, all of it: steps, measurements of the held-out loss, checkpoints, the end.
+"""How long a run will still take: steps, measurements of the held-out loss, checkpoints, the evaluation at the end.
 
 Every part is told from what this run has measured of it so far; a part that has not come yet is told from the others.
 What was learned is part of every checkpoint, so that a resumed run knows from its first step on; on another machine, or
@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
+
+from jobs.time_limit import evaluation_seconds
 
 #: Steps that count: enough to even out, few enough to follow a machine that grows hot.
 WINDOW = 64
@@ -38,6 +40,10 @@ class Ahead:
     #: Between two checkpoints at most.
     steps_between_saves: int
     seconds_between_saves: float
+    #: Of the evaluation at the end, in forward passes of a row; how long it may take hangs on the training's time.
+    compared_rows: float = 0.0
+    trained_seconds: float = 0.0
+    evaluation_minutes: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -109,7 +115,9 @@ class Eta:
         training = row * ahead.rows
         measuring = self._seconds_per_measured_row(row) * ahead.measured_rows
         save = median(self._saved) if self._saved else 0.0
-        return training + measuring + save * _saves(ahead, training) + save + _CLOSING_SECONDS
+        allowed = evaluation_seconds(ahead.trained_seconds + training, ahead.evaluation_minutes)
+        evaluating = min(allowed, self._seconds_per_measured_row(row) * ahead.compared_rows)
+        return training + measuring + save * _saves(ahead, training) + save + evaluating + _CLOSING_SECONDS
 
     @property
     def seconds_per_row(self) -> float | None:

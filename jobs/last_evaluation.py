@@ -16,10 +16,7 @@ from jobs.saving import leave
 from jobs.scores import ADAPTER, BASE
 from jobs.shards import FUTURE
 from jobs.snapshot import ADAPTER as FOLDER
-from jobs.time_limit import TimeLimit
-
-#: Of the time that the training took; and what is always granted, s: the bound is there for long trainings.
-_SHARE, _LEAST = 0.1, 15.0
+from jobs.time_limit import TimeLimit, evaluation_seconds
 
 
 def evaluate_run(run: Run) -> dict[str, Any] | None:
@@ -28,7 +25,7 @@ def evaluate_run(run: Run) -> dict[str, Any] | None:
     Raises:
         StopRequested: asked to leave; the last checkpoint holds all that was trained.
     """
-    limit = TimeLimit(allowed_seconds(run.state.seconds, run.config.evaluation.minutes))
+    limit = TimeLimit(evaluation_seconds(run.state.seconds, run.config.evaluation.minutes))
     try:
         subject = _subject(run)
         found = evaluate_loaded(subject, run.data, run.config.evaluation, run.context, limit)
@@ -44,11 +41,6 @@ def evaluate_run(run: Run) -> dict[str, Any] | None:
     else:
         return found
     return None
-
-
-def allowed_seconds(trained: float, minutes: float) -> float:
-    """Seconds that the evaluation of a training of so many seconds may take."""
-    return min(60 * minutes, max(_LEAST, _SHARE * trained))
 
 
 def outcome(evaluation: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -89,6 +89,14 @@ def test_checkpoints_are_counted_by_steps_and_by_minutes():
     assert left(eta, seconds_between_saves=0.0) == pytest.approx(800 + 100 * 2)
 
 
+def test_the_evaluation_at_the_end_counts_as_far_as_its_time_allows():
+    eta = learned()  # half a second a row, of which a forward pass takes a third
+    assert left(eta, compared_rows=60, evaluation_minutes=10) == pytest.approx(800 + 10)
+    assert left(eta, compared_rows=6000, evaluation_minutes=10) == pytest.approx(800 + 80)
+    assert left(eta, compared_rows=6000, evaluation_minutes=10, trained_seconds=200) == pytest.approx(800 + 100)
+    assert left(eta, compared_rows=6000, evaluation_minutes=0.5) == pytest.approx(800 + 30)
+
+
 def test_a_resumed_run_knows_before_its_first_step_and_another_machine_begins_anew():
     eta = learned()
     eta.evaluated(64, 32.0)

@@ -24,12 +24,11 @@ from jobs.documents import read_pieces
 from jobs.evaluate import done_sentence, write_evaluation
 from jobs.evaluation import NoHeldOutRows
 from jobs.events import Evaluated, Note, Scores
-from jobs.last_evaluation import allowed_seconds
 from jobs.loss import NextTokenLoss, make_batch
 from jobs.repository import resolve
 from jobs.shards import DatasetError, open_dataset
 from jobs.spec import Config, Source
-from jobs.time_limit import TimeLimit
+from jobs.time_limit import TimeLimit, evaluation_seconds
 
 torch.set_num_threads(1)
 
@@ -316,10 +315,10 @@ def test_a_part_of_the_adapter_that_is_missing_is_named(dataset, adapter, tiny_m
 
 
 def test_a_training_is_evaluated_for_a_tenth_of_its_time_at_most():
-    assert allowed_seconds(3600, 10) == 360
-    assert allowed_seconds(36000, 10) == 600
-    assert allowed_seconds(10, 10) == 15
-    assert allowed_seconds(10, 0.1) == 6
+    assert evaluation_seconds(3600, 10) == 360
+    assert evaluation_seconds(36000, 10) == 600
+    assert evaluation_seconds(10, 10) == 15
+    assert evaluation_seconds(10, 0.1) == 6
 
 
 def test_a_time_limit_counts_from_its_beginning(monkeypatch):
