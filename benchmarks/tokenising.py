@@ -49,7 +49,10 @@ def main() -> int:
     if options.tokenizer is None:
         from backends.models import tokenizer_folder
 
-        options.tokenizer = tokenizer_folder(_demo_model())
+        model = _demo_model()
+        options.tokenizer, options.told = tokenizer_folder(model), Path(model).stem
+    else:
+        options.told = options.tokenizer.resolve().name.removesuffix("-tokenizer")
     if options.child:
         print(json.dumps(measured(options.child[0], options.tokenizer, Path(options.child[1]))))
         return 0
@@ -206,7 +209,7 @@ def summary(runs: Sequence[dict[str, Any]], documents: Sequence[str], options: a
         "rounds": options.rounds,
         "documents": len(documents),
         "megabytes": round(size / MB, 2),
-        "tokenizer": options.tokenizer.name,
+        "tokenizer": options.told,
         "bar_mb_per_cpu_second": BAR_MB_PER_CPU_SECOND,
         "bar_met": bool(met),
         "figures": figures,

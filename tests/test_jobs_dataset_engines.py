@@ -217,3 +217,134 @@ def test_an_engine_that_breaks_while_it_is_opened_beside_other_work_is_told_of(b
     engine.expect(10**6)
     assert ids_of(engine, ["a = 1\n"]) == ids_of(Reference(backend), ["a = 1\n"])
     assert "does not read this tokenizer (Panic)" in engine.note
+
+
+# ---- Tokenizers that part digits from the rest: fastokens is told of tokens for them instead -------------------------
+
+NUMBERS = "x1y22 = 333  # it's 4'll\n\t5 \r\n  67 <v8> [9] \u00b2\u00bd\u0663 caf\u00e9 \u65e5\u672c\u8a9e\n"
+
+
+def digits_parted(individual=True, prefix=False, normalizer=None, alphabet=None, added=()):
+    """A small tokenizer that cuts texts as StarCoder2's does, or nearly so; it has tokens across where it cuts, too."""
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers, trainers
+
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.normalizer = normalizer
+    last = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    backend.pre_tokenizer = last
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|endoftext|>", "<file_sep>"],
+        initial_alphabet=last.alphabet() if alphabet is None else alphabet,
+        show_progress=False,
+    )
+    text = NUMBERS if alphabet is None else alphabet
+    backend.train_from_iterator([text, *PROBES] * 3 if alphabet is None else [text], trainer)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=individual), last])
+    backend.add_tokens(list(added))
+    return backend
+
+
+@pytest.fixture(scope="module")
+def parted_backend():
+    pytest.importorskip("fastokens")
+    return digits_parted()
+
+
+@pytest.fixture(scope="module")
+def parted_engine(parted_backend):
+    return engines.Fastokens(parted_backend)
+
+
+def adds_digits(engine):
+    return bool(engine._numerals)
+
+
+#: Pieces of text that are cut in different ways, depending on what stands beside them.
+PIECES = [
+    *"0123456789 \t\n'_.-=(abdestx\u00b2\u0663\u2460\u00e9\u65e5\u3000",
+    "  ",
+    "   ",
+    "\r\n",
+    "'s",
+    " '",
+    "<file_sep>",
+]
+number_texts = st.lists(st.sampled_from(PIECES), min_size=20, max_size=60).map("".join)
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(number_texts | st.text(max_size=20), min_size=1, max_size=4))
+def test_digits_and_what_stands_beside_them_become_the_references_ids(parted_backend, parted_engine, texts):
+    assert adds_digits(parted_engine)
+    assert ids_of(parted_engine, texts) == ids_of(Reference(parted_backend), texts)
+
+
+def test_every_numeral_is_told_from_letters_by_the_reference_itself(parted_engine):
+    numerals = parted_engine._numerals
+    assert numerals.of("a1\u00e9\u65e5\u4e00\u00b2\u0663\u216b\U0001d7d8") == set("\u00b2\u0663\u216b\U0001d7d8")
+    assert numerals.cut("a1 \u00b2\u00b2b\u00e9\u216b") == ["a1 ", "\u00b2", "\u00b2", "b\u00e9", "\u216b"]
+    assert numerals.cut("\u00e9 12") == ["\u00e9 12"]
+    assert numerals.cut("") == [""]
+
+
+OTHER_TOKENIZERS = {
+    "runs of digits": lambda library: {"individual": False},
+    "a blank before every piece": lambda library: {"prefix": True},
+    "a normalizer": lambda library: {"normalizer": library.normalizers.NFC()},
+    "a token with a digit": lambda library: {"added": [library.AddedToken("<v8>", normalized=False)]},
+    "a token with a numeral": lambda library: {"added": [library.AddedToken("v\u00b2", normalized=False)]},
+    "a token that is a word": lambda library: {"added": [library.AddedToken("y", single_word=True, normalized=False)]},
+    "a token that takes blanks before": lambda library: {"added": [library.AddedToken("x", lstrip=True)]},
+    "a token that takes blanks behind": lambda library: {"added": [library.AddedToken("x", rstrip=True)]},
+    "no token for a digit": lambda library: {"alphabet": [*"012345689 =x"]},
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_TOKENIZERS.values(), ids=OTHER_TOKENIZERS)
+def test_a_tokenizer_for_which_added_digits_could_differ_is_read_as_it_is(kind):
+    pytest.importorskip("fastokens")
+    backend = digits_parted(**kind(pytest.importorskip("tokenizers")))
+    assert not adds_digits(engines.Fastokens(backend))
+    texts = [NUMBERS, "x1 2  x 3y y 7v\u00b2", *PROBES]
+    assert ids_of(open_engine(backend), texts) == ids_of(Reference(backend), texts)
+
+
+@pytest.mark.parametrize("digit", "0123456789")
+def test_a_digit_that_becomes_another_token_is_noticed(parted_backend, digit):
+    class Mistaken(engines.Fastokens):
+        def encode(self, texts):
+            encoded = super().encode(texts)
+            wrong, right = (parted_backend.token_to_id(token) for token in ("x", digit))
+            return Encoded(np.where(encoded.ids == right, wrong, encoded.ids), encoded.starts)
+
+    engine = open_engine(parted_backend, Mistaken)
+    assert ids_of(engine, [NUMBERS]) == ids_of(Reference(parted_backend), [NUMBERS])
+    assert "gave other ids" in engine.note
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "broken"),
+    [(engines, "_digit_tokens", list), (engines.Numerals, "cut", lambda self, text: [text])],
+)
+def test_digits_that_are_not_parted_are_noticed(parted_backend, monkeypatch, place, name, broken):
+    monkeypatch.setattr(place, name, broken)
+    engine = open_engine(parted_backend)
+    assert ids_of(engine, [NUMBERS]) == ids_of(Reference(parted_backend), [NUMBERS])
+    assert "gave other ids" in engine.note
+
+
+def test_a_refused_text_among_cut_ones_goes_to_the_reference_alone():
+    pytest.importorskip("fastokens")
+    backend = digits_parted(alphabet=[*"0123456789 =x", *"\u00c2\u00b2"])
+    texts = ["1\u00b22", "\u65e5 3\u00b2", "4 5", "", "\u00b2", "x = 6"]
+    fast = engines.Fastokens(backend)
+    assert adds_digits(fast)
+    with pytest.raises(ValueError, match="no token"):
+        fast.encode(texts)
+    engine = Checked(Reference(backend), lambda: fast)
+    assert ids_of(engine, texts) == ids_of(Reference(backend), texts)
+    assert engine.note is None
+    assert engine.name.startswith("fastokens ")

@@ -160,7 +160,7 @@ class Vocabulary:
 
     def _parts(self, text: str) -> list[str]:
         """The text in pieces that are tokenised one by one; a placeholder is a piece of its own."""
-        if not any(mark in text for mark in self._placeholders):
+        if text.isascii() or not any(mark in text for mark in self._placeholders):
             return list(self._split(text))
         parts: list[str] = []
         for run in filter(None, _PLACEHOLDER.split(text)):
