@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.dataset.secrets import entropy, find_secrets, rules_version
+from jobs.dataset.secrets import find_secrets, rules_version
+from jobs.dataset.values import entropy
 
 
 def made(length, letters=string.ascii_letters + string.digits, seed=1):
