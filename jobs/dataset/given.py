@@ -12,39 +12,73 @@ from jobs.dataset.values import is_mixed, is_password, is_random, is_strong, is_
 NAMES = (
     "password", "passwd", "passphrase", "passwort", "pwd",
     "secret", "token", "apikey", "api_key", "api-key", "accesskey", "access_key", "access-key",
-    "privatekey", "private_key", "private-key", "encryption_key", "signing_key", "auth_key", "authkey", "credential",
+    "privatekey", "private_key", "private-key", "encryptionkey", "encryption_key", "encryption-key",
+    "signingkey", "signing_key", "signing-key", "masterkey", "master_key", "accountkey", "account_key",
+    "api.key", "auth_key", "authkey", "credential", "pass",
 )  # fmt: skip
-_PASSWORD_NAMES = frozenset({"password", "passwd", "passphrase", "passwort", "pwd"})
+_PASSWORD_NAMES = frozenset({"password", "passwd", "passphrase", "passwort", "pwd", "pass"})
+#: A name that is a word of its own, or the end of another: `pass` is in too many others.
+_WORD = "pass"
+_BEFORE_WORD = re.compile(r"(?:user|root|admin|smtp|mail|ftp|sql|db|my)\Z", re.IGNORECASE)
 #: A value in quotes.
 _QUOTED = (
-    r"""[bBrRuUfF@$L]{0,2} (?P<quote>[\"]{3}|[']{3}|[\"'`])"""
-    r""" (?P<quoted>(?:(?!(?P=quote))[^\s\\]|\\.){1,300}+) (?P=quote)"""
+    r"""[bBrRuUfF@$L]{0,2} (?P<quote>[\"]{3}|[']{3}|\\?[\"'`])"""
+    r""" (?P<quoted>(?:(?!(?P=quote))(?:[^\s\\]|\\.)){1,300}+) (?P=quote)"""
 )
 #: A value without; what it may be is judged by what comes after.
-_BARE = r"""(?P<bare>[^\s\"'`,;&(){}\[\]<>|]{8,300}+) (?=[\s;&\"'<,}] | \Z)"""
+_BARE = r"""(?P<bare>[^\s\"'`,;&(){}\[\]<>|]{8,300}+) (?=[\s;&\"'<,}] | \]\]> | \Z)"""
+#: What a literal is wrapped in: a type's constructor, a decoder.
+_WRAPPER = (
+    r"""(?:(?:\w{1,30}(?:\.|::)){1,3}from|(?:\w{1,30}(?:\.|::)){0,3}(?:Secret(?:Str|String)?|bytes|str|b64decode|fromhex)"""
+    r"""|(?:new[ ])?String|\[\]byte)\( [ \t]{0,9} (?=[bru]?[\"'`])"""
+)
 _LITERAL = re.compile(
     rf"""
-    (?P<tail>[\w-]{{0,40}}+) (?P<close>[\"'`\]*]{{0,3}}+)               # the rest of the name
-    (?:[ \t]?:[ \t]?[A-Za-z_][\w.\[\]|? ]{{0,40}}?[ \t]?(?==))?         # a type
-    (?: [ \t]{{0,40}} (?P<sign>=>|:=|\?=|\+=|!==?|={{1,3}}|:|\(|>) \*{{0,2}} [ \t]{{0,40}}
+    (?P<tail>[\w-]{{0,40}}+) (?P<close>(?:\\?[\"'`\]*]|&quot;){{0,3}}+) # the rest of the name
+    (?:\[\d{{0,4}}\])?                                                   # an array's size
+    (?:[ \t]?:[ \t]?[A-Za-z_&][\w.\[\]|?&<>' ]{{0,40}}?[ \t]?(?==))?     # a type
+    (?: [ \t]{{0,40}} (?P<sign>=>|:=|:-|\?=|\+=|!==?|={{1,3}}|:|\(|>|<-) \*{{0,2}} [ \t]{{0,40}}
         (?: (?:\\|[|>][-+\d]{{0,2}}|<<[-~]?[\"']?\w{{1,40}}[\"']?)[ \t]*\r?\n\s{{0,200}}+
-          | \(?[ \t]*\r?\n\s{{0,200}}+(?=[bBrRuUfF]?[\"'`]) )?
+          | \(?[ \t]*\r?\n\s{{0,200}}+(?=[bBrRuUfF]?[\"'`])
+          | !!?\w{{1,20}}[ \t]{{1,9}} | <!\[CDATA\[ | &quot; | {_WRAPPER} )?
+      # What is taken where there is no other: `getenv("DB_PASSWORD") or "…"`.
+      | (?P<else>\)? [ \t]{{0,9}} (?:\|\|=?|\?\?=?|or(?=[ \t])) [ \t]{{0,9}} (?=[bru]?[\"'`]))
       # A pair such as `name: …`, `value: …`, perhaps with a remark between.
       | ,?\s{{0,200}}+ (?:\#.{{0,200}}\n[ \t]{{0,200}}+)?
         (?:-[ ])? [\"']? [A-Za-z]{{0,20}}? [Vv]alue [\"']? [ \t]?[:=][ \t]{{0,40}}
-      | [ \t]? \{{ [^{{}}]{{0,400}}? \bdefault[ \t]*=[ \t]* (?:<<-?\w{{1,40}}\r?\n\s{{0,200}}+)?  # Terraform
+      # A variable of Terraform's.
+      | [ \t]? \{{ (?:[^{{}}]|\{{[^{{}}]{{0,400}}\}}){{0,400}}? \bdefault[ \t]*=[ \t]*
+        (?:<<-?\w{{1,40}}\r?\n\s{{0,200}}+)?
       | (?P<comma>[ \t]{{0,40}},\s{{0,200}}+(?=[bru]?[\"'`]))
       | (?P<cell>[ \t]{{0,40}}\|[ \t]{{0,40}}) )
     (?: {_QUOTED} | {_BARE} | (?P<list>[\[({{]\s{{0,200}}+(?=[bru]?[\"'`])) )
     """,
     re.VERBOSE,
 )
-#: `--password …`, after the name.
-_FLAGGED = re.compile(rf"""[ \t]{{1,4}} (?: {_QUOTED} | {_BARE} )""", re.VERBOSE)
+#: `--password …`, `ENV DB_PASSWORD …`, after the name.
+_FLAGGED = re.compile(rf"""(?P<tail>\w{{0,40}}+) [ \t]{{1,40}} (?: {_QUOTED} | {_BARE} )""", re.VERBOSE)
 _FLAG = re.compile(r"(?<![\w-])--?(?:[A-Za-z0-9]{1,20}-){0,3}\Z")
+#: What sets a name to what comes after it, and a blank: Docker's files, shells, C, SQL.
+_SETTING = re.compile(
+    r"^[ \t]*(?i:ENV|setenv|setx|\#[ \t]*define)[ \t]{1,9}\w{0,40}\Z"
+    r"|\b(?i:(?:with|(?:user|role)[ \t]{1,9}\S{1,40})(?:[ \t]{1,9}encrypted)?)[ \t]{1,9}\Z",
+    re.MULTILINE,
+)
+_SETTER = re.compile(
+    r"(?:define|(?:[gs]et|put)?env|fetch|setproperty|setdefault|environ\.get)\(\s{0,40}[bru]?[\"'`][\w.]{0,40}\Z",
+    re.IGNORECASE,
+)
+#: A pair whose value comes first: `value: …`, `name: DB_PASSWORD`.
+_VALUE_BEFORE = re.compile(
+    rf"""value[\"']?[ \t]?:[ \t]{{0,9}} (?: {_QUOTED} | {_BARE} ) [ \t]*,?\s{{0,40}}+
+         [\"']?(?:name|key)[\"']?[ \t]?:[ \t]{{0,9}}[\"']?[\w.-]{{0,60}}\Z""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_NAME_ENDS = re.compile(r"\d{0,3}[\"']?[ \t]*(?:[,}\r\n]|\Z)")
+_MAX_PAIR = 400
 _FIRST_ARGUMENT = re.compile(r"(?:\w\(\s{0,40}[bru]?[\"'`][\w.]{0,40}|[\"']--?[\w-]{0,40})\Z")
 #: What a value without quotes may be judged as mildly for: nothing comes after it that prose or code may go on with.
-_ENDS = re.compile(r"[ \t]*(?:\#.*)?(?:\r?\n|\Z)|[;&\"'<]|[ \t]--?\w")
+_ENDS = re.compile(r"[ \t]*(?:\#.*)?(?:\r?\n|\Z)|[;&\"'<]|\]\]>|[ \t]--?\w")
 #: One of several values.
 _ITEM = re.compile(
     r"""(?:[bru]?(?P<quote>["'`])(?P<value>(?:(?!(?P=quote))[^\\\n]|\\.){0,300}+)(?P=quote)\s{0,9}+(?P<key>[:=]>?)?,?)"""
@@ -55,17 +89,30 @@ _MAX_ITEMS = 100
 _MAX_BEFORE = 60
 
 
-PATTERNS = ("|".join(NAMES), _LITERAL.pattern, _FLAGGED.pattern, _ITEM.pattern)
+PATTERNS = ("|".join(NAMES), _LITERAL.pattern, _FLAGGED.pattern, _VALUE_BEFORE.pattern, _ITEM.pattern)
 
 
 def find(text: str, places: Places) -> Iterator[Find]:
     """Literals given to a name that tells of a secret: `password = "…"`, `"api_key": "…"`, `DB_PASSWORD=…`."""
     for name in NAMES:
         for at in places.get(name, ()):
-            if found := _LITERAL.match(text, at + len(name)):
+            end = at + len(name)
+            if name is _WORD and not _is_whole(text, at, end):
+                continue
+            if found := _LITERAL.match(text, end):
                 yield from _judged(text, name, at, found)
-            if text[at - 1 : at] == "-":
-                yield from _flagged(text, name, at)
+            elif _NAME_ENDS.match(text, end):
+                yield from _paired(text, name, at)
+            yield from _flagged(text, name, at)
+
+
+def _is_whole(text: str, at: int, end: int) -> bool:
+    """True for `pass`, `DB_PASS`, `dbPass` and `dbpass`; not for `passed`, `bypass`."""
+    before = text[at - 1 : at]
+    if text[end : end + 1].isalnum():
+        return False
+    is_part = before.isalpha() and not (before.islower() and text[at].isupper())
+    return not is_part or bool(_BEFORE_WORD.search(text, max(0, at - _MAX_BEFORE), at))
 
 
 def _judged(text: str, name: str, at: int, found: re.Match[str]) -> Iterator[Find]:
@@ -79,12 +126,13 @@ def _judged(text: str, name: str, at: int, found: re.Match[str]) -> Iterator[Fin
             yield from _listed(text, found.end(), kind)
         return
     value, span = _value(text, found)
-    if not named_for_it:
+    if name is _WORD:
+        secret = named_for_it and found["sign"] != "(" and _password_test(text, name, at, found)(value)
+    elif not named_for_it:
         secret = is_random(value)
-    elif kind is Kind.KEY:
-        secret = is_random(value) or is_strong(value)
     else:
-        secret = is_random(value) or _password_test(text, found)(value)
+        test = is_strong if kind is Kind.KEY else _password_test(text, name, at, found)
+        secret = is_random(value) or test(value)
     if secret and _may_be_meant(text, at, found):
         yield Find(*span, f"{kind}-literal", kind)
 
@@ -105,10 +153,16 @@ def _joined_value(text: str, found: re.Match[str], group: str) -> tuple[str, tup
     return value, (found.start(group), stop)
 
 
-def _password_test(text: str, found: re.Match[str]) -> Callable[[str], bool]:
-    """How strictly a password is judged: by what stands around it."""
+def _password_test(text: str, name: str, at: int, found: re.Match[str]) -> Callable[[str], bool]:
+    """How strictly a password is judged: by what stands around it, and the name at `at`."""
+    if found["comma"] is not None and _SETTER.search(text, max(0, at - _MAX_BEFORE), at):
+        return is_typed
     if found["comma"] is not None or found["cell"] is not None:
         return is_mixed
+    if found["else"] is not None or found["sign"] == ":-":
+        return is_typed
+    if name is _WORD:
+        return is_typed if found["quoted"] or _ENDS.match(text, found.end("bare")) else is_mixed
     if found["quoted"] or _ENDS.match(text, found.end("bare")):
         return is_password
     # A shell's `NAME=value command` has no blank where code does.
@@ -151,13 +205,32 @@ def _listed(text: str, at: int, kind: Kind) -> Iterator[Find]:
 
 
 def _flagged(text: str, name: str, at: int) -> Iterator[Find]:
-    """The value of `--password …`, whose name starts at `at`."""
+    """The value of `--password …` or `ENV DB_PASSWORD …`, whose name starts at `at`."""
     found = _FLAGGED.match(text, at + len(name))
-    if found is None or not _FLAG.search(text, max(0, at - _MAX_BEFORE), at):
+    if found is None:
         return
+    start = max(0, at - _MAX_BEFORE)
+    if not found["tail"] and text[at - 1 : at] == "-":
+        is_set = _FLAG.search(text, start, at)
+    else:
+        is_set = _SETTING.search(text, start, at)
+    if is_set:
+        yield from _alone(found, name, is_named_for_it=not found["tail"])
+
+
+def _paired(text: str, name: str, at: int) -> Iterator[Find]:
+    """The value of a pair that ends with its name, at `at`."""
+    start = text.rfind("alue", max(0, at - _MAX_PAIR), at)
+    if start > 0 and (found := _VALUE_BEFORE.match(text, start - 1, at)):
+        yield from _alone(found, name, is_named_for_it=True)
+
+
+def _alone(found: re.Match[str], name: str, *, is_named_for_it: bool) -> Iterator[Find]:
+    """What is given, where nothing but the name tells of it."""
     kind = Kind.PASSWORD if name in _PASSWORD_NAMES else Kind.KEY
     group = "quoted" if found["quoted"] else "bare"
-    if is_random(found[group]) or (is_typed if kind is Kind.PASSWORD else is_strong)(found[group]):
+    test = is_typed if kind is Kind.PASSWORD else is_strong
+    if is_random(found[group]) or (is_named_for_it and test(found[group])):
         yield Find(*found.span(group), f"{kind}-literal", kind)
 
 

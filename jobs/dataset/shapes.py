@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from jobs.dataset.finds import Find, Kind
 from jobs.dataset.literals import FEW, QUOTES, join_literals
 from jobs.dataset.needles import Places
-from jobs.dataset.values import is_no_sample, is_random, is_typed, is_user_and_password
+from jobs.dataset.values import (
+    has_letter_and_digit,
+    is_no_sample,
+    is_password,
+    is_random,
+    is_typed,
+    is_user_and_password,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,10 @@ def _shape(
     """A shape whose prefixes are given as words; no letter or digit stands before it, unless `inside_words`."""
     before = "" if inside_words else _BEFORE
     return _Shape(rule, tuple(starts.split()), re.compile(before + pattern), kind, holds)
+
+
+def _is_credentials(value: str) -> bool:
+    return is_user_and_password(value) or is_random(value)
 
 
 _END = r"(?![A-Za-z0-9])"
@@ -150,6 +161,92 @@ _SHAPES = (
         r"sshpass[\s\"',]{1,8}-p[\s\"',]{0,8}([^\s\"'`,;]{6,200})",
         Kind.PASSWORD,
         is_typed,
+    ),
+    _shape(
+        "command-line-password",
+        "curl",
+        r"curl[\"',]{0,2}(?=[ \t])(?:[^\n|;\\]|\\[\s\S]){0,400}?[\s\"'](?:-[uU]|--(?:proxy-)?user(?![\w-]))"
+        r"[ \t\"',=]{0,8}[^\s:\"'$]{1,100}:([^\s\"'`,;&|()]{6,200})",
+        Kind.PASSWORD,
+        is_typed,
+    ),
+    _shape(
+        "command-line-password",
+        "login",  # docker login, oc login, az login
+        r"login[\"',]{0,2}(?=[ \t])(?:[^\n|;\\]|\\[\s\S]){0,200}?[\s\"']-p[ \t\"',=]{1,8}([^\s\"'`,;&|()]{6,200})",
+        Kind.PASSWORD,
+        is_typed,
+    ),
+    _shape(
+        "command-line-password",
+        "echo",
+        r"echo[ \t]{1,9}(?:-n[ \t]{1,9})?[\"']?([^\s\"'`|]{6,200})[\"']?[ \t]{0,9}\|[^\n|;]{1,200}--password-stdin",
+        Kind.PASSWORD,
+        is_typed,
+    ),
+    _shape(
+        "command-line-password",
+        "echo",
+        r"echo[ \t]{1,9}(?:-e[ \t]{1,9})?[\"']?[\w.-]{1,64}:([^\s\"'`|]{6,200})[\"']?[ \t]{0,9}\|[ \t]{0,9}"
+        r"(?:sudo[ \t]{1,9})?chpasswd",
+        Kind.PASSWORD,
+        is_typed,
+    ),
+    _shape(
+        "command-line-password",
+        "-pass",  # openssl's -passin, -passout, -pass
+        r"-pass(?:in|out)?[ \t\"',]{1,8}pass:([^\s\"'`,;]{6,200})",
+        Kind.PASSWORD,
+        is_typed,
+    ),
+    _shape(
+        "sql-password",
+        "IDENTIFIED identified",
+        r"(?i:identified[ \t]{1,9}(?:with[ \t]{1,9}\S{1,40}[ \t]{1,9})?by)[ \t]{1,9}[\"']([^\s\"']{6,200})[\"']",
+        Kind.PASSWORD,
+        is_password,
+    ),
+    _shape(
+        "redis-password",
+        "requirepass masterauth",
+        r"(?:requirepass|masterauth)[ \t]{1,9}[\"']?([^\s\"']{6,200})[\"']?[ \t]*(?:\r?\n|\Z)",
+        Kind.PASSWORD,
+        is_password,
+    ),
+    _shape(
+        "oracle-password",
+        "jdbc:oracle:",
+        r"jdbc:oracle:\w{1,10}:[^\s/:@\"']{1,64}/([^\s@\"'<>]{6,200})@",
+        Kind.PASSWORD,
+        is_no_sample,
+    ),
+    _shape(
+        "http-auth",
+        "auth=( BasicAuth(",
+        r"(?:auth=|BasicAuth)\(\s{0,40}[bru]?([\"'])[^\s\"']{1,100}\1,\s{0,40}[bru]?[\"']([^\s\"']{6,200})[\"']",
+        Kind.PASSWORD,
+        is_typed,
+        inside_words=True,
+    ),
+    _shape(
+        "npm-auth",
+        "_auth",
+        r"(?<![^\s:])_auth[ \t]{0,9}[=:][ \t]{0,9}[\"']?([A-Za-z0-9+/]{12,500}={0,2})(?![\w+/.(])",
+        holds=_is_credentials,
+        inside_words=True,
+    ),
+    _shape(
+        "azure-signature",
+        "sig=",
+        r"(?<=[?&;])sig=((?:[\w+/-]|%2[bBfF]){43}(?:=|%3[dD])?)(?![\w+/%=-])",
+        holds=is_random,
+        inside_words=True,
+    ),
+    _shape(
+        "wordpress-key",
+        "define(",
+        r"define\(\s{0,9}[\"'](?:AUTH|SECURE_AUTH|LOGGED_IN|NONCE)_(?:KEY|SALT)[\"']\s{0,9},\s{0,9}'([^'\n]{40,100})'",
+        holds=has_letter_and_digit,
     ),
     _shape(
         "pgpass",
