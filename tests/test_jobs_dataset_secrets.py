@@ -524,7 +524,7 @@ HOSTILE = [
     "://a:", '://a:" "', "://", "eyJ", "v1.1-", "Basic ", "sk-", "a", '"a" + ', '" "', '"\n', "A: b\n", "\n",
     "mysql ", "mysql -p", "mysql -p'a'", "sshpass -p ", "login a password ", "login ", ":5432:", ":*:a",
     "authorization: ",
-    "ENV DB_PASSWORD ", "curl -u a:", "curl -u ", "curl ", "echo a ", "echo ", '"kind": "Secret"', '"data": {"',
+    "ENV DB_PASSWORD ", "curl -u ", "echo a ", "echo ", '"kind": "Secret"', '"data": {"',
     '"kind": "Secret", "data": {', '{"kind": "Secret"}', "value: a name: password ", "value: ", "_auth=", "login -p ",
     'password" {{}', 'password" {}', '{password" {a}', "&quot;password&quot;", "pass ",
     "htpasswd ", "auth=('a', '", "define('", "-pass ", "password = str.from.", "password: &'a", "password || ",

@@ -29,7 +29,7 @@ _QUOTED = (
 _BARE = r"""(?P<bare>[^\s\"'`,;&(){}\[\]<>|]{8,300}+) (?=[\s;&\"'<,}] | \]\]> | \Z)"""
 #: What a literal is wrapped in: a type's constructor, a decoder.
 _WRAPPER = (
-    r"""(?:(?:\w{1,30}(?:\.|::)){1,3}from|(?:\w{1,30}(?:\.|::)){0,3}(?:Secret(?:Str|String)?|bytes|str|b64decode|fromhex)"""
+    r"""(?:(?:\w{1,30}+(?:\.|::)){0,3}+(?:from|Secret(?:Str|String)?|bytes|str|b64decode|fromhex)"""
     r"""|(?:new[ ])?String|\[\]byte)\( [ \t]{0,9} (?=[bru]?[\"'`])"""
 )
 _LITERAL = re.compile(
@@ -58,11 +58,11 @@ _LITERAL = re.compile(
 #: `--password …`, `ENV DB_PASSWORD …`, after the name.
 _FLAGGED = re.compile(rf"""(?P<tail>\w{{0,40}}+) [ \t]{{1,40}} (?: {_QUOTED} | {_BARE} )""", re.VERBOSE)
 _FLAG = re.compile(r"(?<![\w-])--?(?:[A-Za-z0-9]{1,20}-){0,3}\Z")
-#: What sets a name to what comes after it, and a blank: Docker's files, shells, C, SQL.
-_SETTING = re.compile(
-    r"^[ \t]*(?i:ENV|setenv|setx|\#[ \t]*define)[ \t]{1,9}\w{0,40}\Z"
-    r"|\b(?i:(?:with|(?:user|role)[ \t]{1,9}\S{1,40})(?:[ \t]{1,9}encrypted)?)[ \t]{1,9}\Z",
-    re.MULTILINE,
+#: What sets a name to what comes after it and a blank: Docker's files, shells, C.
+_SETTING = re.compile(r"^[ \t]*(?:ENV|setenv|setx|\#[ \t]*define)[ \t]{1,9}\w{0,40}\Z", re.IGNORECASE | re.MULTILINE)
+#: The same in SQL, where the value is quoted.
+_SQL_SETTING = re.compile(
+    r"\b(?:with|(?:user|role)[ \t]{1,9}\S{1,40})(?:[ \t]{1,9}encrypted)?[ \t]{1,9}\Z", re.IGNORECASE
 )
 _SETTER = re.compile(
     r"(?:define|(?:[gs]et|put)?env|fetch|setproperty|setdefault|environ\.get)\(\s{0,40}[bru]?[\"'`][\w.]{0,40}\Z",
@@ -89,7 +89,8 @@ _MAX_ITEMS = 100
 _MAX_BEFORE = 60
 
 
-PATTERNS = ("|".join(NAMES), _LITERAL.pattern, _FLAGGED.pattern, _VALUE_BEFORE.pattern, _ITEM.pattern)
+_ALL = (_LITERAL, _FLAGGED, _FLAG, _SETTING, _SQL_SETTING, _SETTER, _VALUE_BEFORE, _ITEM)
+PATTERNS = ("|".join(NAMES), *(each.pattern for each in _ALL))
 
 
 def find(text: str, places: Places) -> Iterator[Find]:
@@ -207,15 +208,18 @@ def _listed(text: str, at: int, kind: Kind) -> Iterator[Find]:
 def _flagged(text: str, name: str, at: int) -> Iterator[Find]:
     """The value of `--password …` or `ENV DB_PASSWORD …`, whose name starts at `at`."""
     found = _FLAGGED.match(text, at + len(name))
-    if found is None:
-        return
-    start = max(0, at - _MAX_BEFORE)
-    if not found["tail"] and text[at - 1 : at] == "-":
-        is_set = _FLAG.search(text, start, at)
-    else:
-        is_set = _SETTING.search(text, start, at)
-    if is_set:
+    if found and _is_set(text, at, found):
         yield from _alone(found, name, is_named_for_it=not found["tail"])
+
+
+def _is_set(text: str, at: int, found: re.Match[str]) -> bool:
+    """True where what stands before the name at `at` gives it what stands after."""
+    start, before = max(0, at - _MAX_BEFORE), text[at - 1 : at]
+    if before == "-":
+        return not found["tail"] and bool(_FLAG.search(text, start, at))
+    if found["quoted"] and before.isspace() and _SQL_SETTING.search(text, start, at):
+        return True
+    return bool(_SETTING.match(text, _line_start(text, at), at))
 
 
 def _paired(text: str, name: str, at: int) -> Iterator[Find]:
