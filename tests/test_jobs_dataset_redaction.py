@@ -68,6 +68,19 @@ PIECES = [
     "-----BEGIN PRIVATE KEY-----",
     "Private-Lines: 1\n",
     "QUJD" * 12,
+    "ENV A_TOKEN ",
+    "DB_PASS=",
+    "value: s3cr3t1x\nname: ",
+    "curl -u me:",
+    "echo s3cr3t1x | x --password-stdin",
+    ' or "',
+    "or",
+    '{"kind": "Secret", "data": {"a": "',
+    '"}}',
+    "\\",
+    "&quot;",
+    "_auth=",
+    "?sig=",
 ]
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.dataset.secrets import entropy, find_secrets, rules_version
+from jobs.dataset.secrets import find_secrets, rules_version
+from jobs.dataset.values import entropy
 
 
 def made(length, letters=string.ascii_letters + string.digits, seed=1):
@@ -183,6 +184,161 @@ def test_a_secret_is_found_as_it_stands_in_everyday_files(text, value):
     assert set(found(written)) == {value}
 
 
+WEAK = "s3cr" + "3tpw"
+
+
+@pytest.mark.parametrize("value", [TYPED, RANDOM_HEX, WEAK], ids=["typed", "random", "weak"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Docker and shells
+        "ENV DB_PASSWORD {}\n",
+        "ENV DB_PASS {}\n",
+        "ENV DB_PASSWORD={}\n",
+        'ENV DB_PASSWORD="{}"\n',
+        "FROM base\nENV A=b \\\n    DB_PASSWORD={} \\\n    C=d\n",
+        "ARG DB_PASSWORD={}\n",
+        "setenv DB_PASSWORD {}\n",
+        "setx DB_PASSWORD {}\n",
+        "set DB_PASSWORD={}\n",
+        "$env:DB_PASSWORD = '{}'\n",
+        "export DB_PASSWORD='{}' # of the shop\n",
+        'export DB_PASSWORD="{}"\n',
+        "${{DB_PASSWORD:-{}}}\n",
+        # Names
+        "DB_PASS={}\n",
+        "db_pass: {}\n",
+        "SMTP_PASS = '{}'\n",
+        'dbPass = "{}"\n',
+        'dbpass = "{}"\n',
+        '"pass": "{}"\n',
+        'auth: {{ user: "app", pass: "{}" }}\n',
+        "DB_PWD={}\n",
+        "MYSQL_PASSWD={}\n",
+        # YAML and JSON
+        "users:\n  - password: {}\n",
+        "- name: DB_PASS\n  value: {}\n",
+        "- value: {}\n  name: DB_PASSWORD\n",
+        '{{"value": "{}", "name": "DB_PASSWORD"}}\n',
+        "environment:\n  - DB_PASSWORD={}\n",
+        "password: !!str {}\n",
+        '{{"apiVersion": "v1", "kind": "Secret", "stringData": {{"shop": "{}"}}}}\n',
+        '{{\n  "stringData": {{\n    "shop": "{}",\n    "other": "{}"\n  }},\n  "kind": "Secret"\n}}\n',
+        'apiVersion: v1\nkind: "Secret"\nstringData:\n  shop: {}\n',
+        '"{{\\"password\\": \\"{}\\"}}"\n',
+        # Command lines
+        "curl -u app:{} https://host/\n",
+        "curl -s -X GET -u 'app:{}' https://host/\n",
+        'curl https://host/ --user "app:{}"\n',
+        "curl -X POST \\\n  --user=app:{} \\\n  https://host/\n",
+        '["curl", "-u", "app:{}"]\n',
+        "docker login -u app -p {} host\n",
+        "echo '{}' | docker login --password-stdin\n",
+        "echo app:{} | sudo chpasswd\n",
+        "openssl rsa -passin pass:{} -in key\n",
+        "tool --password={} in\n",
+        'tool --password="{}" in\n',
+        "tool --db-pass {} in\n",
+        "java -Djavax.net.ssl.trustStorePassword={} -jar shop.jar\n",
+        # Connection strings
+        "Server=db;Database=shop;User Id=sa;Password={};\n",
+        '"Server=db;Uid=sa;Pwd={};Database=shop"\n',
+        "jdbc:sqlserver://db:1433;user=sa;password={};encrypt=true\n",
+        "jdbc:mysql://db/shop?user=app&password={}&ssl=true\n",
+        "jdbc:oracle:thin:app/{}@db.internal:1521/shop\n",
+        "amqp://app:{}@mq.internal:5672/v\n",
+        "redis://:{}@cache.internal/0\n",
+        # Configuration
+        "[pypi]\nusername = app\npassword = {}\n",
+        "//npm.host/:_password={}\n",
+        "spring.datasource.password={}\n",
+        "spring.datasource.password: {}\r\n",
+        "requirepass {}\n",
+        "<password><![CDATA[{}]]></password>\n",
+        "<add connectionString='Password=&quot;{}&quot;' />\n",
+        'variable "db_pass" {{\n  type = string\n  default = "{}"\n}}\n',
+        'variable "db_password" {{\n  validation {{\n    condition = 1\n  }}\n  default = "{}"\n}}\n',
+        # Languages
+        "define('DB_PASSWORD', '{}');\n",
+        "define( 'DB_PASS' , '{}' );\n",
+        "$db['password'] = '{}';\n",
+        "'password' => env('DB_PASSWORD', '{}'),\n",
+        ":password => '{}',\n",
+        ":db_pass => '{}'\n",
+        "ENV['DB_PASSWORD'] || '{}'\n",
+        "ENV.fetch('DB_PASSWORD', '{}')\n",
+        'cfg := Config{{User: "app", Password: "{}"}}\n',
+        'Config{{\n\tPass:   "{}",\n}}\n',
+        'Password: []byte("{}"),\n',
+        'os.Setenv("DB_PASSWORD", "{}")\n',
+        'process.env.DB_PASSWORD ?? "{}"\n',
+        'os.getenv("DB_PASSWORD", "{}")\n',
+        'os.getenv("DB_PASSWORD") or "{}"\n',
+        'let password: &str = "{}";\n',
+        'let password = String::from("{}");\n',
+        'password = SecretStr("{}")\n',
+        'char password[] = "{}";\n',
+        '#define DB_PASSWORD "{}"\n',
+        'password <- "{}"\n',
+        "CREATE USER app IDENTIFIED BY '{}';\n",
+        "ALTER USER app WITH PASSWORD '{}';\n",
+        "requests.get(url, auth=('app', '{}'))\n",
+        "HTTPBasicAuth('app', '{}')\n",
+    ],
+)
+def test_even_a_weak_password_is_found_where_it_is_told_by_what_stands_around(text, value):
+    written = text.format(*[value] * text.count("{}"))
+    assert set(found(written)) == {value}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ARG X_TOKEN={}\n",
+        "ENV X_TOKEN {}\n",
+        "ENV SECRET_KEY {}\n",
+        "- token: {}\n",
+        "- name: API_TOKEN\n  value: {}\n",
+        "//npm.host/:_authToken={}\n",
+        "export X_TOKEN='{}'\n",
+        "tool --token={} push\n",
+        "tool --api-key {} push\n",
+        'variable "api_token" {{\n  default = "{}"\n}}\n',
+        "define('API_KEY', '{}');\n",
+        "app.api.key={}\n",
+        ":secret_key_base => '{}'\n",
+        'Config{{APIKey: "{}"}}\n',
+        'encryptionKey: "{}"\n',
+        "signingKey: {}\n",
+        "MASTER_KEY={}\n",
+        "_auth={}\n",
+    ],
+)
+def test_a_random_key_is_found_by_its_name(text):
+    assert found(text.format(RANDOM_HEX)) == [RANDOM_HEX]
+
+
+@pytest.mark.parametrize("text", ["_auth={}\n", '//npm.host/:_auth = "{}"\n', "curl -H 'Authorization: Basic {}'\n"])
+def test_a_user_and_password_in_base64_are_found(text):
+    both = base64.b64encode(f"app:{TYPED}".encode()).decode()
+    assert set(found(text.format(both))) == {both}
+
+
+def test_the_signature_of_a_shared_link_is_found():
+    signature = made(43) + "%3D"
+    assert found(f"https://host/files?sv=2022-11-02&sr=b&sig={signature}&se=2030\n") == [signature]
+
+
+def test_the_salts_of_a_blog_are_found():
+    salt = made(30) + " {" + made(30) + "]"
+    assert found(f"define( 'SECURE_AUTH_SALT', '{salt}' );\n") == [salt]
+
+
+def test_the_key_of_a_service_account_is_found_whole():
+    key = armour("PRIVATE KEY", BODY).replace("\n", "\\n")
+    assert key in found(f'{{"type": "service_account", "private_key": "{key}\\n", "client_id": "1"}}\n')
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -264,6 +420,35 @@ def test_a_secret_that_is_put_together_of_literals_is_found(join, before, first,
         '{"kty": "EC", "x": "' + made(43) + '", "y": "' + made(43) + '"}',
         'EXPECTED = "' + made(64) + '"\n',
         'print("-----BEGIN " "CERTIFICATE-----")\n',
+        "ENV PASSWORD_FILE /run/secrets/password1\n",
+        "ENV API_TOKEN\nENV TOKEN_URL https://host/v1/token2\n",
+        "the environment ENV DB_PASSWORD sha256sum2 of it\n",
+        "#define PASSWORD_LENGTH 12\n#define TOKEN_TYPE type2token\n",
+        "    pass  # s3cr3tpw\n",
+        "bypass = 's3cr3tpw'\ncompass: n0rth3ast\nencompass='s3cr3tpw'\n",
+        "pass-through: s3cr3tpw\n",
+        "first_pass = 'sha256'\nPass: 100%\n",
+        '{"pass": 12, "fail": 3}\n',
+        "tool --pass 12345678 --first-pass\n",
+        "- name: A\n  value: s3cr3tpw\n- name: DB_PASSWORD\n  valueFrom: x\n",
+        '[{"name": "A", "value": "s3cr3tpw"}, {"name": "DB_PASSWORD"}]\n',
+        '{"kind": "Secret", "data": {"shop": "{{ .Values.shop }}"}, "spec": {"data": {"shop": "aHVudGVyMng="}}}\n',
+        '[{"kind": "Secret"}, {"kind": "ConfigMap", "data": {"shop": "aHVudGVyMng="}}]\n',
+        '{"kind": "SecretStore", "data": {"shop": "aHVudGVyMng="}}\n',
+        "curl -u user:password https://host/\ncurl -u $USER:$PASS https://host/\ncurl -U app:password1 https://host/\n",
+        "curl -u {user}:{password2} https://host/\ncurl --user-agent=Mozilla:v5x7q9z https://host/\n",
+        "docker login -p $PASSWORD_2 host\n",
+        "echo $PASSWORD_2 | docker login --password-stdin\n",
+        "https://host/?sig=abc&sig=" + made(20) + "\n",
+        "requests.get(url, auth=('user', 'pass'))\nrequests.get(url, auth=(user1, pass1))\n",
+        'password = os.getenv("DB_PASSWORD_2")\ntoken = get("X-Token2")\n',
+        'password = args.password or ""\nif password or "utf8" in text:\n    pass\n',
+        "define('PASSWORD_BCRYPT', '2y');\ndefine('DB_PASSWORD', 'database_name_here');\n",
+        "define('AUTH_KEY', 'put your unique phrase here');\n",
+        "_auth=None\nrequests_auth=HTTPBasicAuth\n",
+        "requirepass foobared\n",
+        "IDENTIFIED BY 'password'\n",
+        "token <- 16\nif token<-16:\n",
     ],
 )
 def test_code_and_prose_about_secrets_hold_none(text):
@@ -339,6 +524,11 @@ HOSTILE = [
     "://a:", '://a:" "', "://", "eyJ", "v1.1-", "Basic ", "sk-", "a", '"a" + ', '" "', '"\n', "A: b\n", "\n",
     "mysql ", "mysql -p", "mysql -p'a'", "sshpass -p ", "login a password ", "login ", ":5432:", ":*:a",
     "authorization: ",
+    "ENV DB_PASSWORD ", "curl -u ", "echo a ", "echo ", '"kind": "Secret"', '"data": {"',
+    '"kind": "Secret", "data": {', '{"kind": "Secret"}', "value: a name: password ", "value: ", "_auth=", "login -p ",
+    'password" {{}', 'password" {}', '{password" {a}', "&quot;password&quot;", "pass ",
+    "htpasswd ", "auth=('a', '", "define('", "-pass ", "password = str.from.", "password: &'a", "password || ",
+    '\\"password\\": \\"', '"data": {\\"', '\\"', '"data": {"a": "',
     "kind: Secret\n", "kind: Secret\ndata:\n  a: b\n", "data:\n", " a: |\n", '{"kty":', '{"kty": "d": "', "kty",
 ]  # fmt: skip
 
@@ -347,7 +537,7 @@ HOSTILE = [
 def test_hostile_texts_take_no_longer_than_others(piece):
     def seconds(length):
         start = time.process_time()
-        find_secrets("kind: Secret\n" + piece * (length // len(piece)))
+        find_secrets('kind: Secret\n"kind": "Secret"' + piece * (length // len(piece)))
         return time.process_time() - start
 
     assert seconds(200_000) < 20 * max(seconds(20_000), 0.02)

@@ -20,8 +20,8 @@ from jobs.dataset.hunks import ChangedPart, changed_part
 from jobs.dataset.reading import LEAK_WORDS, Reader, summed
 from jobs.dataset.redaction import Known, Redactor
 from jobs.dataset.samples import Sample, SampleKind
-from jobs.dataset.secrets import holds_random
 from jobs.dataset.shingles import distinct, shingles
+from jobs.dataset.values import holds_random
 from jobs.stages import Stages
 
 _STAGE = "commit"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from jobs.dataset.secrets import Find, Kind
+from jobs.dataset.finds import Find, Kind
 
 _RULE = "e-mail"
 #: Signs of the part before the @ (RFC 5322 has more; code uses those as operators).

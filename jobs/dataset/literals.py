@@ -6,6 +6,10 @@ A secret cut in two by a line break of the source is a secret none the less.
 import re
 from bisect import bisect_right
 
+QUOTES = frozenset("\"'")
+#: Literals that the parts of a URL or a header stand in.
+FEW = 6
+
 #: What one literal may hold: neither quote, so that its end is told without knowing how it began.
 _INNER = re.compile(r"[^\"'\n]{0,2000}+")
 #: From the quote that ends one literal to the one that starts the next.

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jobs.dataset.emails import find_emails
+from jobs.dataset.finds import Find, Kind
 from jobs.dataset.scanner import TELLING, Betterleaks
-from jobs.dataset.secrets import Find, Kind, find_secrets, rules_version
+from jobs.dataset.secrets import find_secrets, rules_version
 
 EMAIL = "\ufdd0"
 KEY = "\ufdd1"

