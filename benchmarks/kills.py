@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -68,8 +69,7 @@ def main() -> int:
         straight = _outcome(bench.folder / "straight")
         draw = random.Random(options.seed)  # noqa: S311 - no secret
         figures: dict[str, Any] = {"seconds_of_a_run": round(seconds, 2), "steps": len(straight["steps"])}
-        instants = [draw.uniform(0, seconds) for _ in range(options.kills)]
-        figures["kills"] = _tell("kills", _killed(bench, instants, straight))
+        figures["kills"] = _tell("kills", _killed(bench, options.kills, lambda: draw.uniform(0, seconds), straight))
         pauses = [draw.uniform(0, seconds) for _ in range(options.stops)]
         figures["stops"] = _tell("stops", _stopped(bench, pauses, straight))
         figures["points"] = _tell("points", _at_points(bench, options.points, straight))
@@ -185,15 +185,21 @@ def _finish(bench: Bench, output: Path, *, resume: bool) -> None:
 # ---- what is done to them ----
 
 
-def _killed(bench: Bench, instants: list[float], straight: dict[str, Any]) -> Iterator[bool]:
-    for number, instant in enumerate(instants):
+def _killed(bench: Bench, kills: int, draw: Callable[[], float], straight: dict[str, Any]) -> Iterator[bool]:
+    for number in range(kills):
         output = bench.folder / f"killed-{number}"
-        child = _fork(lambda output=output: _train(bench, output, resume=False))  # type: ignore[misc]
-        time.sleep(instant)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        while not _dies(bench, output, draw()):
+            shutil.rmtree(output)
         _finish(bench, output, resume=True)
         yield _outcome(output) == straight
+
+
+def _dies(bench: Bench, output: Path, instant: float) -> bool:
+    """Whether the kill came before the run had ended: one may be faster than the one whose time was taken."""
+    child = _fork(lambda: _train(bench, output, resume=False))
+    time.sleep(instant)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 def _stopped(bench: Bench, instants: list[float], straight: dict[str, Any]) -> Iterator[bool]:
