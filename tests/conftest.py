@@ -215,3 +215,15 @@ def _typed(*arguments, code=0, folder=None, **environment):
     assert done.returncode == code, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     return done
+
+
+@pytest.fixture(scope="session")
+def only_worker_extra(tmp_path_factory):
+    """A folder for PYTHONPATH, with which a process finds no bitsandbytes: only `repotune[worker]` is installed then.
+
+    Where it is installed PEFT loads it, and it loads torch's compiler: 3 of the 11 s of processor time that a trainer
+    takes to start.
+    """
+    folder = tmp_path_factory.mktemp("only-worker-extra")
+    (folder / "sitecustomize.py").write_text("import sys\n\nsys.modules['bitsandbytes'] = None\n")
+    return str(folder)
