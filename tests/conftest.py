@@ -227,3 +227,9 @@ def only_worker_extra(tmp_path_factory):
     folder = tmp_path_factory.mktemp("only-worker-extra")
     (folder / "sitecustomize.py").write_text("import sys\n\nsys.modules['bitsandbytes'] = None\n")
     return str(folder)
+
+
+@pytest.fixture
+def no_picture(monkeypatch):
+    """A training draws no picture, as where matplotlib is not installed: drawing takes longer than tiny steps do."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -24,6 +24,8 @@ from workers.failure import failure_of
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 LENGTH = 32
 VOCABULARY = 96
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of")
