@@ -1,8 +1,11 @@
 """Fixtures that several test files share."""
 
+import io
 import json
 import os
 import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -178,3 +181,55 @@ def probed(tmp_path_factory):
     device = {"device": "cpu", "device_name": "this processor", "memory_bytes": 8 << 30}
     file.write_text(json.dumps({"devices": [device], "absent": {"cuda": "none", "mps": "none"}, "versions": {}}))
     return str(file)
+
+
+# ---- A program as a person types it, without the seconds that a process of its own takes to load torch ---------------
+
+
+@pytest.fixture(scope="session")
+def typed():
+    """Runs `repotune ARGUMENTS` in this process, through the entry point that the installed program calls.
+
+    For tests of what a command does; those of signals and of what is loaded start a process.
+    """
+    return _typed
+
+
+def _typed(*arguments, code=0, folder=None, **environment):
+    """Run the program with these arguments and variables in `folder`; it must leave with `code`, without a traceback.
+
+    Returns:
+        What it printed, with `stdout` and `stderr` like a finished process.
+    """
+    from queue_app.cli import main
+
+    streams = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        patch.setattr(sys, "argv", ["repotune", *map(str, arguments)])
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.chdir(folder or Path.cwd())
+        with pytest.raises(SystemExit) as left:
+            main()
+    done = subprocess.CompletedProcess(arguments, left.value.code, *(stream.getvalue() for stream in streams))
+    assert done.returncode == code, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def only_worker_extra(tmp_path_factory):
+    """A folder for PYTHONPATH, with which a process finds no bitsandbytes: only `repotune[worker]` is installed then.
+
+    Where it is installed PEFT loads it, and it loads torch's compiler: 3 of the 11 s of processor time that a trainer
+    takes to start.
+    """
+    folder = tmp_path_factory.mktemp("only-worker-extra")
+    (folder / "sitecustomize.py").write_text("import sys\n\nsys.modules['bitsandbytes'] = None\n")
+    return str(folder)
+
+
+@pytest.fixture
+def no_picture(monkeypatch):
+    """A training draws no picture, as where matplotlib is not installed: drawing takes longer than tiny steps do."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -1,18 +1,14 @@
 """The steps that docs/training.md types by hand work in that order, on a small repository and a tiny model."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-#: Six programs one after the other, most of which load torch.
-pytestmark = pytest.mark.timeout(900)
+from queue_app import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "training.md"
@@ -24,14 +20,6 @@ SMALL = {
     "training": {"max_steps": 2, "evaluation_rows": 2},
     "evaluation": {"rows": 2, "future_rows": 2, "prompts": 2, "new_tokens": 4, "resamples": 100, "samples": 1},
 }
-#: Runs `repotune` with the commands that pyproject.toml registers, whichever were there when it was installed.
-PROGRAM = """
-import json, os
-from queue_app import cli
-registered = json.loads(os.environ["REGISTERED"])
-cli.registered = lambda: registered
-cli.main()
-"""
 
 
 def steps():
@@ -41,33 +29,21 @@ def steps():
 
 
 @pytest.fixture(scope="module")
-def walked(tmp_path_factory, tiny_repository, tiny_model_folder):
+def walked(tmp_path_factory, tiny_repository, tiny_model_folder, typed, probed):
     """The folder in which every step was taken, and what each printed."""
     folder = tmp_path_factory.mktemp("by-hand")
     config = folder / "small.yaml"
     config.write_text(json.dumps(SMALL))
+    environment = {"REPOTUNE_CONFIG": str(config), "REPOTUNE_HOME": str(folder), "REPOTUNE_PROBE": probed}
     registered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["repotune.commands"]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "REGISTERED": json.dumps(registered),
-        "REPOTUNE_CONFIG": str(config),
-        "REPOTUNE_HOME": str(folder),
-    }
     printed = {}
-    for program, name, *words in steps():
-        assert program == "repotune"
-        typed = [_here(word, tiny_repository, tiny_model_folder) for word in words]
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", PROGRAM, name, *typed],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, f"{name}: {done.stderr}"
-        printed[name] = done.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        # The commands that pyproject.toml registers, whichever were there when it was installed.
+        patch.setattr(cli, "registered", lambda: registered)
+        for program, name, *words in steps():
+            assert program == "repotune"
+            here = [_here(word, tiny_repository, tiny_model_folder) for word in words]
+            printed[name] = typed(name, *here, folder=folder, **environment).stdout
     return folder, printed
 
 

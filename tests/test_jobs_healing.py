@@ -24,6 +24,8 @@ from workers.failure import failure_of
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 LENGTH = 32
 VOCABULARY = 96
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of")
@@ -131,18 +133,32 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.fixture(scope="module")
+def row_by_row(tmp_path_factory, dataset, model):
+    """The output of a run that took every step in parts of one row from its start."""
+    output = tmp_path_factory.mktemp("small")
+    run(output, make_config(model, micro_batch=1, accumulation=4), dataset, Small(CUDA, holds=1))
+    return output
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, dataset, model):
+    """The output and the result of a run that had memory enough."""
+    output = tmp_path_factory.mktemp("plain")
+    return output, run(output, make_config(model), dataset, FullPrecision())[0]
+
+
 @pytest.mark.parametrize("error", [CUDA, MPS, CPU, MemoryError()])
 def test_a_step_that_does_not_fit_is_done_again_as_a_run_with_a_smaller_micro_batch_does_it(
-    tmp_path, dataset, model, error
+    tmp_path, dataset, model, row_by_row, error
 ):
     _, events = run(tmp_path / "healed", make_config(model), dataset, Small(error, holds=1))
-    run(tmp_path / "small", make_config(model, micro_batch=1, accumulation=4), dataset, Small(error, holds=1))
     assert [(healed.step, healed.micro_batch, healed.accumulation) for healed in of(Healed, events)] == [
         (0, 2, 2),
         (0, 1, 4),
     ]
-    assert numbers(tmp_path / "healed") == numbers(tmp_path / "small")
-    assert same(weights(tmp_path / "healed"), weights(tmp_path / "small"))
+    assert numbers(tmp_path / "healed") == numbers(row_by_row)
+    assert same(weights(tmp_path / "healed"), weights(row_by_row))
 
 
 def test_memory_that_runs_out_later_repeats_that_step_only_and_the_smaller_parts_stay(tmp_path, dataset, model):
@@ -184,7 +200,7 @@ def test_a_step_that_fails_for_another_reason_is_not_done_again(tmp_path, datase
         run(tmp_path, make_config(model), dataset, Small(RuntimeError("a defect"), holds=0))
 
 
-def test_a_measurement_halves_its_own_micro_batch_and_leaves_the_training_s(tmp_path, dataset, model):
+def test_a_measurement_halves_its_own_micro_batch_and_leaves_the_training_s(tmp_path, dataset, model, plain):
     backend = Small(MPS, holds=4, measured=1)
     result, events = run(tmp_path / "small", make_config(model), dataset, backend)
     assert not of(Healed, events)
@@ -194,15 +210,13 @@ def test_a_measurement_halves_its_own_micro_batch_and_leaves_the_training_s(tmp_
         "again with 2 rows at a time",
         "again with 1 row at a time",
     ]
-    plain, _ = run(tmp_path / "plain", make_config(model), dataset, FullPrecision())
-    assert result["loss_before"] == pytest.approx(plain["loss_before"], abs=1e-6)
+    assert result["loss_before"] == pytest.approx(plain[1]["loss_before"], abs=1e-6)
     with pytest.raises(OutOfMemory, match="while the held-out loss was measured"):
         run(tmp_path / "none", make_config(model), dataset, Small(MPS, holds=4, measured=0))
 
 
-def test_an_optimizer_whose_state_was_allocated_half_way_begins_it_again(tmp_path, dataset, model, monkeypatch):
+def test_an_optimizer_whose_state_was_allocated_half_way_begins_it_again(tmp_path, dataset, model, monkeypatch, plain):
     """The third tensor of AdamW's state fails: some parameters have moved or hold half a state by then."""
-    plain, _ = run(tmp_path / "plain", make_config(model), dataset, FullPrecision())
     allocate, calls = torch.zeros_like, []
 
     def fail_once(*arguments, **keywords):
@@ -216,9 +230,10 @@ def test_an_optimizer_whose_state_was_allocated_half_way_begins_it_again(tmp_pat
     healed, events = run(tmp_path / "healed", make_config(model), dataset, FullPrecision())
     assert len(calls) > 4
     assert "state of the optimizer" in of(Healed, events)[0].message
-    assert numbers(tmp_path / "healed") == numbers(tmp_path / "plain")
-    assert same(weights(tmp_path / "healed"), weights(tmp_path / "plain"))
-    assert healed["loss_after"] == plain["loss_after"]
+    output, result = plain
+    assert numbers(tmp_path / "healed") == numbers(output)
+    assert same(weights(tmp_path / "healed"), weights(output))
+    assert healed["loss_after"] == result["loss_after"]
 
 
 def test_a_gradient_scaler_takes_the_gradients_that_come_after_the_failed_ones(tmp_path):
@@ -268,7 +283,7 @@ output, dataset, config, room = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3
 def emit(event):
     if isinstance(event, Healed):
         print(event.to_json(), flush=True)
-    if isinstance(event, StageStarted) and event.stage == "train" and room:
+    if isinstance(event, StageStarted) and event.stage == "train":
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + room, size + room))
 
@@ -295,7 +310,7 @@ def test_a_real_limit_on_the_process_s_memory_is_survived_with_the_same_result(t
     assert healed, "it was never short of memory"
     assert healed[0]["step"] == 0
     assert all(event["micro_batch"] * event["accumulation"] == 16 for event in healed)
-    limited(tmp_path / "small", dataset, make_config(tmp_path / "model", 2, 8, **plain), room=0)
+    run(tmp_path / "small", make_config(tmp_path / "model", 2, 8, **plain), dataset, FullPrecision())
     for one, other in zip(numbers(tmp_path / "healed"), numbers(tmp_path / "small"), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 

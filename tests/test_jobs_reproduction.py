@@ -2,10 +2,7 @@
 
 import html
 import json
-import os
 import shlex
-import subprocess
-import sys
 
 import pytest
 
@@ -13,26 +10,13 @@ from backends.devices import Device
 from jobs.config import load_config
 from jobs.reproduction import commands
 
-PROGRAM = (sys.executable, "-P", "-c", "from queue_app.cli import main; main()")
-
-
-def run(words, folder, probe):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "REPOTUNE_PROBE": probe, "REPOTUNE_HOME": str(folder / "home")}
-    done = subprocess.run(
-        [*PROGRAM, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-
 
 def weights(output):
     return (output / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 @pytest.mark.slow
-def test_the_commands_make_the_same_adapter_again(tmp_path, tiny_repository, tiny_model_folder):
-    probe = tmp_path / "probe.json"
-    device = {"device": "cpu", "device_name": "this processor", "memory_bytes": 8 << 30}
-    probe.write_text(json.dumps({"devices": [device], "absent": {"cuda": "none", "mps": "none"}, "versions": {}}))
+def test_the_commands_make_the_same_adapter_again(tmp_path, tiny_repository, tiny_model_folder, typed, probed):
     chosen = [
         "lora.rank=4",
         "optimization.accumulation=2",
@@ -45,16 +29,19 @@ def test_the_commands_make_the_same_adapter_again(tmp_path, tiny_repository, tin
     for folder in (first, again):
         folder.mkdir()
 
+    def run(words, folder):
+        typed(*words, folder=folder, REPOTUNE_PROBE=probed, REPOTUNE_HOME=str(folder / "home"))
+
     def settings(pairs):
         return [word for pair in pairs for word in ("--set", pair)]
 
-    run(["dataset", "--repo", str(tiny_repository), *model, "--output", "made", *settings(built)], first, str(probe))
-    run(["train", "--dataset", "made", *model, "--output", "trained", *settings(chosen)], first, str(probe))
+    run(["dataset", "--repo", str(tiny_repository), *model, "--output", "made", *settings(built)], first)
+    run(["train", "--dataset", "made", *model, "--output", "trained", *settings(chosen)], first)
     config = load_config(settings=[*chosen, f"model.name={tiny_model_folder}"]).for_device(Device.CPU)
     manifest = json.loads((first / "made" / "manifest.json").read_text())
     told = commands(config, manifest, "cpu")
     page = html.unescape((first / "trained" / "report.html").read_text())
     for command in told:
         assert command in page
-        run(shlex.split(command)[1:], again, str(probe))
+        run(shlex.split(command)[1:], again)
     assert weights(again / "out") == weights(first / "trained")

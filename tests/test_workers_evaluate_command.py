@@ -1,9 +1,6 @@
 """`repotune evaluate` as a person runs it, after a training that was evaluated itself."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from click.testing import CliRunner
@@ -11,31 +8,15 @@ from click.testing import CliRunner
 from workers.evaluate_command import evaluate
 from workers.evaluation_table import samples, tables
 
-PROGRAM = "from queue_app.cli import main; main()"
-
-
-def run(*arguments, code=0, **environment):
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", PROGRAM, *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        text=True,
-        capture_output=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
-    return done
-
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_repository, tiny_model_folder, probed):
+def trained(tmp_path_factory, tiny_repository, tiny_model_folder, probed, typed):
     folder = tmp_path_factory.mktemp("trained")
     model = ("--model", tiny_model_folder, "--set", "dataset.sequence_length=128", "--set", "dataset.held_out=0.2")
-    run("dataset", "--repo", tiny_repository, "--output", folder / "dataset", *model)
+    typed("dataset", "--repo", tiny_repository, "--output", folder / "dataset", *model)
     small = ("quantization.kind=int8", "quantization.group_size=32", "lora.rank=4", "evaluation.prompts=4")
     flags = [part for setting in small for part in ("--set", setting)]
-    done = run(
+    done = typed(
         *("train", "--dataset", folder / "dataset", "--device", "cpu", "--output", folder / "out", "--max-steps", 2),
         *("--json", *model, *flags),
         REPOTUNE_PROBE=probed,
@@ -60,16 +41,16 @@ def test_a_training_ends_with_an_evaluation(trained):
 
 
 @pytest.mark.slow
-def test_evaluate_measures_what_the_training_measured(trained, probed, tmp_path):
+def test_evaluate_measures_what_the_training_measured(trained, probed, tmp_path, typed):
     folder, _, flags = trained
     arguments = ["evaluate", "--dataset", folder / "dataset", "--adapter", folder / "out" / "adapter"]
-    done = run(*arguments, "--device", "cpu", "--json", "--output", tmp_path / "new", *flags, REPOTUNE_PROBE=probed)
+    done = typed(*arguments, "--device", "cpu", "--json", "--output", tmp_path / "new", *flags, REPOTUNE_PROBE=probed)
     result = json.loads(done.stdout.splitlines()[-1])
     assert json.loads((tmp_path / "new" / "evaluation.json").read_text()) == result
     kept = json.loads((folder / "out" / "evaluation.json").read_text())
     assert result["splits"] == kept["splits"]
     assert result["samples"] == kept["samples"]
-    shown = run(*arguments, "--device", "cpu", *flags, REPOTUNE_PROBE=probed).stdout
+    shown = typed(*arguments, "--device", "cpu", *flags, REPOTUNE_PROBE=probed).stdout
     assert "Held-out files" in shown
     assert "bits per byte" in shown
     assert "truth" in shown
