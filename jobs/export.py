@@ -22,7 +22,7 @@ from jobs.checkpoint import disk_full_as_sentence, sha256_of, write_json
 from jobs.context import JobContext, OutputExists, StopRequested
 from jobs.events import Note, StageStarted
 from jobs.gguf_adapter import architecture_of, refuse_unwritable, write_gguf_adapter
-from jobs.published import CONFIG, WEIGHTS, NoAdapter, Published
+from jobs.published import CONFIG, WEIGHTS, NoAdapter, Published, other_name, refuse_other_base
 
 ADAPTER, MERGED, USE, SUMMARY = "adapter", "merged", "USE.md", "export.json"
 #: Ranks that vLLM can be told to make room for.
@@ -136,6 +136,8 @@ class _Export:
     def adapter(self) -> None:
         """PEFT's files and the card, the base named without the folders of this machine."""
         published, folder = self._request.adapter, self._draft / ADAPTER
+        if told := other_name(published, self._request.base):
+            self._note(told, level="warning")
         folder.mkdir()
         config = published.config | {"base_model_name_or_path": public_name(self._request.base)}
         if isinstance(config.get("target_modules"), list):
@@ -143,7 +145,8 @@ class _Export:
         write_json(folder / CONFIG, config)
         shutil.copyfile(published.weights, folder / WEIGHTS)
         card = published.folder / CARD
-        (folder / CARD).write_text(card.read_text(encoding="utf-8") if card.is_file() else self._small_card())
+        text = card.read_text(encoding="utf-8") if card.is_file() else self._small_card()
+        (folder / CARD).write_text(text, encoding="utf-8")
         self._made["adapter"] = ADAPTER
 
     def gguf_adapter(self) -> None:
@@ -209,6 +212,7 @@ class _Export:
         self._stage("merge", f"{public_name(request.base)} in full precision")
         dtype = merged.stored_type(self._config)
         model = merged.load_adapted(request.base, request.revision, request.adapter.folder, dtype)
+        refuse_other_base(model, request.adapter, request.base)
         ids = models.load_tokenizer(request.base, request.revision)(_PROBE)["input_ids"]
         wanted = merged.logits(model, ids)
         self._leave_if_asked()

@@ -14,7 +14,7 @@ from jobs.dataset.fim import Layout, layout_of
 from jobs.dataset.tokens import Vocabulary
 from jobs.events import Note, StageStarted
 from jobs.prompts import cursor_prompt
-from jobs.published import Published
+from jobs.published import Published, other_name, refuse_other_base
 from jobs.spec import Config
 
 #: Tokens of prompt and completion together at most: what models of this size were trained to heed.
@@ -98,6 +98,9 @@ def try_adapter(  # noqa: PLR0917 - callers name them
     loaded = backend.load(_request(config, adapter, device))
     for note in loaded.notes:
         context.emit(Note(message=note))
+    refuse_other_base(loaded.model, adapter, model.name)
+    if told_of_base := other_name(adapter, model.name):
+        context.emit(Note(level="warning", message=told_of_base))
     prompt = cursor_prompt(
         layout, vocabulary, cursor.path, cursor.prefix, cursor.suffix, _room(loaded.model.config) - new_tokens
     )

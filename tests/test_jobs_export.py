@@ -11,6 +11,7 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 from backends import free_memory, merged, models  # noqa: E402
+from backends.errors import RepotuneError  # noqa: E402
 from jobs import converter  # noqa: E402
 from jobs.context import JobContext, OutputExists, StopRequested  # noqa: E402
 from jobs.converter import ConversionFailed, Converter, NoConverter  # noqa: E402
@@ -135,6 +136,34 @@ def test_weights_that_say_something_else_than_base_and_adapter_are_not_published
     with pytest.raises(MergeDiffers, match="nothing was exported"):
         run(adapter, tmp_path / "out", merged=True)
     assert nothing_is_left(tmp_path / "out")
+
+
+def other_base(tiny_model_folder, folder, **changes):
+    """Another base with the same tokenizer."""
+    shutil.copytree(tiny_model_folder, folder)
+    config = transformers.Starcoder2Config.from_pretrained(folder)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    transformers.Starcoder2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"num_hidden_layers": 1}, "trained on another base"), ({"intermediate_size": 128}, "size mismatch")],
+)
+def test_an_adapter_is_not_merged_into_another_base(adapter, tmp_path, tiny_model_folder, changes, words):
+    other = other_base(tiny_model_folder, tmp_path / "other", **changes)
+    request = ExportRequest(adapter=adapter, base=str(other), merged=True)
+    with pytest.raises(RepotuneError, match=words):
+        export(request, JobContext(output=tmp_path / "out", emit=print))
+    assert nothing_is_left(tmp_path / "out")
+
+
+def test_an_adapter_handed_over_beside_a_base_of_another_name_is_told(adapter, tmp_path, tiny_model_folder):
+    other, events = shutil.copytree(tiny_model_folder, tmp_path / "other"), []
+    export(ExportRequest(adapter=adapter, base=str(other)), JobContext(output=tmp_path / "out", emit=events.append))
+    assert any(isinstance(one, Note) and one.level == "warning" and "another base" in one.message for one in events)
 
 
 def test_a_machine_with_too_little_memory_is_told_before_anything_is_loaded(adapter, tmp_path, monkeypatch):
