@@ -103,6 +103,9 @@ def test_an_evaluation_stands_in_the_card_with_its_intervals(tmp_path):
     text = card(tmp_path, evaluation={"splits": {"future": scores}})
     assert "| newer commits | loss | 2.0000 | 1.5000 | -0.5000 [-0.6000, -0.4000] |" in text
     assert "fill-in exact" not in text
+    scores["difference"]["loss"] |= {"low": None, "high": None}
+    text = card(tmp_path, evaluation={"splits": {"future": scores}})
+    assert "| newer commits | loss | 2.0000 | 1.5000 | -0.5000 |" in text
 
 
 def test_a_bar_or_a_line_end_in_a_value_breaks_no_table(tmp_path):
