@@ -19,7 +19,7 @@ from queue_app.model_facts import ModelFacts, find_model_facts
 from queue_app.plan import Request, make_plan
 from queue_app.preflight import machine, model, room
 from queue_app.preflight.checks import Preflight
-from queue_app.preflight.data import built_line, planned_line, refuse_too_long
+from queue_app.preflight.data import built_line, planned_line
 from queue_app.preflight.line import Grade, Place, PreflightFailed, worst
 from queue_app.preflight.machine import Looking, hardware_line, power_line, read_pmset, temperature_line
 from queue_app.preflight.model import HubAnswer, check_access
@@ -280,7 +280,7 @@ def test_a_cut_or_altered_shard_is_named(dataset):
     ("config", "told"),
     [
         ({"vocab_size": 99}, "built with another tokenizer"),
-        ({"max_position_embeddings": 16}, "longer than the model's 16 positions"),
+        ({"max_position_embeddings": 16}, "longer than the 16 positions"),
         ({"max_position_embeddings": 16, "rope_parameters": {"rope_type": "default"}}, "longer than"),
     ],
 )
@@ -290,8 +290,10 @@ def test_a_dataset_that_does_not_go_with_the_model_is_refused(dataset, config, t
     assert told in line.text
 
 
-def test_a_model_that_scales_its_positions_takes_longer_rows():
-    refuse_too_long(32, {"max_position_embeddings": 16, "rope_scaling": {"type": "yarn"}})
+def test_a_model_that_scales_its_positions_takes_longer_rows_with_a_warning(dataset):
+    line = built_line(dataset, FEW, {"max_position_embeddings": 16, "rope_scaling": {"type": "yarn"}})
+    assert line.grade is Grade.WARN
+    assert "it stretches them" in line.text
 
 
 def test_a_repository_smaller_than_a_step_is_a_warning(tiny_repository, tiny_model_folder):
