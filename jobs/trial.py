@@ -86,7 +86,7 @@ def try_adapter(  # noqa: PLR0917 - callers name them
         backend: Holds the base.
         device: Where to compute.
         context: Whom to tell, when to stop.
-        new_tokens: Of each completion at most.
+        new_tokens: Of each completion at most, and no more than half of the positions that the model knows.
 
     Returns:
         path, line, prompt_tokens, fills_in, base and adapter (text), base_tokens and adapter_tokens (ids).
@@ -101,9 +101,10 @@ def try_adapter(  # noqa: PLR0917 - callers name them
     refuse_other_base(loaded.model, adapter, model.name)
     if told_of_base := other_name(adapter, model.name):
         context.emit(Note(level="warning", message=told_of_base))
-    prompt = cursor_prompt(
-        layout, vocabulary, cursor.path, cursor.prefix, cursor.suffix, _room(loaded.model.config) - new_tokens
-    )
+    room = _room(loaded.model.config)
+    # A model with few positions keeps half of them for the prompt, whatever is asked for.
+    new_tokens = min(new_tokens, room // 2)
+    prompt = cursor_prompt(layout, vocabulary, cursor.path, cursor.prefix, cursor.suffix, room - new_tokens)
     tokenizer = load_tokenizer(model.name, model.revision)
     told: dict[str, Any] = {
         "path": cursor.path,
