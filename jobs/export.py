@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from backends.errors import RepotuneError
+from backends.errors import DISK_FULL, ExitCode, RepotuneError
 from jobs import converter, modelfile
 from jobs.base import is_local, licence_of_base, public_name
 from jobs.card import FILE as CARD
@@ -31,6 +31,12 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _MERGE_EXTRA = 1.5e9
 #: Compared on this text, which no training has changed since: a few kinds of lines of code.
 _PROBE = 'import os\n\n\ndef area(width: int, height: int) -> int:\n    """The area."""\n    return width * height\n'
+
+
+class OutputRefused(RepotuneError):
+    """The folder to write to cannot be made."""
+
+    exit_code = ExitCode.USAGE
 
 
 class MergeDiffers(RepotuneError):
@@ -108,9 +114,15 @@ def _refuse_impossible(request: ExportRequest, model_config: Any) -> None:
 @contextmanager
 def _draft(output: Path) -> Iterator[Path]:
     """A folder beside `output` that takes its name when the block ends well, and goes away when it does not."""
+    output = output.absolute()  # "." has no name
     folder = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise OutputRefused(f"{output} cannot be made ({error.strerror}): choose another --output.") from error
     try:
         yield folder
         if output.exists():

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from jobs import converter  # noqa: E402
 from jobs.context import JobContext, OutputExists, StopRequested  # noqa: E402
 from jobs.converter import ConversionFailed, Converter, NoConverter  # noqa: E402
 from jobs.events import Note  # noqa: E402
-from jobs.export import ExportRequest, MergeDiffers, NotEnoughMemory, export  # noqa: E402
+from jobs.export import ExportRequest, MergeDiffers, NotEnoughMemory, OutputRefused, export  # noqa: E402
 from jobs.published import NoAdapter, open_published  # noqa: E402
 
 PROMPT = [5, 60, 61, 62, 7, 80]
@@ -212,6 +213,19 @@ def test_a_folder_with_something_in_it_is_left_alone(adapter, tmp_path):
     with pytest.raises(OutputExists):
         run(adapter, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_place_where_nothing_can_be_made_is_refused(adapter, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputRefused, match="choose another --output"):
+        run(adapter, tmp_path / "file" / "out")
+
+
+def test_an_empty_folder_is_filled_from_within(adapter, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    run(adapter, Path())
+    assert (tmp_path / "empty" / "USE.md").is_file()
 
 
 def test_what_a_killed_export_left_behind_goes_away(adapter, tmp_path):
