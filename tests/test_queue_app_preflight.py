@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from backends.devices import GIB
+from backends.devices import GIB, Device
 from backends.errors import ExitCode
 from jobs.config import load_config
 from queue_app.model_facts import ModelFacts, find_model_facts
@@ -407,6 +408,11 @@ def test_the_hardware_must_hold_the_training(tiny_repository, monkeypatch):
     assert (small.grade, small.exit_code) == (Grade.FAIL, ExitCode.DEVICE_UNAVAILABLE)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 * GIB))
     assert "close other programs" in hardware_line(CPU | {"memory_bytes": 64 * GIB}, need, Place.HERE).remedy
+
+
+def test_a_training_that_no_machine_holds_says_so(tiny_repository):
+    need = replace(make_plan(a_request(tiny_repository)).needs[0], device=Device.CPU, tier=None, total_bytes=10**15)
+    assert "more than any machine has" in hardware_line(CPU | {"memory_bytes": 64 * GIB}, (need,), Place.HERE).text
 
 
 def test_looking_that_breaks_is_a_sentence(monkeypatch, tmp_path):
