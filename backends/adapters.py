@@ -86,6 +86,7 @@ def _layers(model: Any, chosen: str | tuple[int, ...]) -> list[int] | None:
 def _resumed(model: Any, folder: Path, dropout: float) -> Any:
     """The saved adapter with the dropout of this device: the one that it was saved with may be of another."""
     from peft import PeftConfig, PeftModel
+    from safetensors import SafetensorError
 
     if not (folder / "adapter_config.json").is_file():
         raise ModelNotLoadable(f"There is no adapter in {folder}: no adapter_config.json.")
@@ -93,8 +94,20 @@ def _resumed(model: Any, folder: Path, dropout: float) -> Any:
         config = PeftConfig.from_pretrained(folder)
         config.lora_dropout = dropout
         return PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
+    except SafetensorError as error:
+        raise ModelNotLoadable(f"The adapter in {folder} cannot be read ({error}): fetch it anew.") from error
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelNotLoadable(f"The adapter in {folder} does not fit this model: {first_line(error)}") from error
+        raise ModelNotLoadable(misfit(folder, "this model", error)) from error
+
+
+def misfit(folder: Path, model: str, error: Exception) -> str:
+    """Why PEFT could not put the adapter in `folder` on `model`, and what to do.
+
+    torch tells of weights with other shapes in lines of their own, under one that says only that there are some.
+    """
+    lines = [line.strip().rstrip(":.") for line in str(error).splitlines() if line.strip()]
+    reason = next((line for line in lines if line.startswith("size mismatch")), (lines or [type(error).__name__])[0])
+    return f"The adapter in {folder} does not fit {model} ({reason}): it was trained on another base; name that one."
 
 
 def _linear_names(model: Any) -> set[str]:

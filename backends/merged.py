@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from backends import models
+from backends import adapters, models
 from backends.errors import ModelNotLoadable
 from backends.gguf_cache import first_line
 
@@ -40,7 +40,7 @@ def load_adapted(name: str, revision: str | None, adapter: Path, dtype: torch.dt
         try:
             return PeftModel.from_pretrained(base, adapter).eval()
         except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-            raise ModelNotLoadable(f"The adapter in {adapter} does not fit {name}: {first_line(error)}") from error
+            raise ModelNotLoadable(adapters.misfit(adapter, name, error)) from error
 
 
 def merge(model: Any) -> Any:

@@ -192,7 +192,9 @@ def load_base(
             )
         except (ImportError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             _raise_if_out_of_memory(error)
-            raise ModelNotLoadable(f"The weights of {name} cannot be loaded: {first_line(error)}") from error
+            raise ModelNotLoadable(
+                f"The weights of {name} cannot be loaded ({first_line(error).rstrip('.')}): fetch the model anew."
+            ) from error
     _check_complete(name, loading)
     # PEFT writes this name into adapters: the one people know, not a folder of this machine's cache.
     model.name_or_path = name

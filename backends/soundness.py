@@ -1,4 +1,4 @@
-"""Whether a model can be trained on at all: its numbers, the lengths that it knows, its tokenizer.
+"""Whether a model can be trained on at all: its numbers, its tokenizer.
 
 Each of these gives a training that runs and learns nothing, or fails after hours with another reason. Here each is one
 sentence before the first step.
@@ -9,9 +9,6 @@ from typing import Any
 
 from backends import models
 from backends.errors import ModelNotLoadable
-
-#: Families without a limit of their own: their distances are biases, not positions.
-_UNBOUNDED = frozenset({"bloom", "mpt"})
 
 
 def refuse_unsound(model: Any, name: str) -> None:
@@ -30,37 +27,6 @@ def refuse_unsound(model: Any, name: str) -> None:
                 f"The weights of {name} are damaged, {tensor_name} holds numbers that are not finite (NaN, infinity): "
                 "fetch the model anew, or choose another revision or model."
             )
-
-
-def refuse_long_rows(model_config: Any, sequence_length: int, name: str) -> str | None:
-    """Compare the rows of a dataset with the positions that the model was trained on.
-
-    Args:
-        model_config: Of transformers.
-        sequence_length: Tokens of a row.
-        name: Of the model.
-
-    Returns:
-        A warning where the model stretches its positions by itself; None where the rows fit, or no limit is known.
-
-    Raises:
-        ModelNotLoadable: with the longest rows that are possible.
-    """
-    get_text_config = getattr(model_config, "get_text_config", None)
-    text_config = get_text_config() if get_text_config else model_config
-    known = int(getattr(text_config, "max_position_embeddings", None) or 0)
-    unbounded = known < 1 or getattr(text_config, "model_type", "") in _UNBOUNDED
-    if unbounded or sequence_length <= known:
-        return None
-    if _stretches(text_config):
-        return (
-            f"Rows of {sequence_length} tokens are longer than the {known} positions that {name} names: it stretches "
-            "them, and may be worse beyond"
-        )
-    raise ModelNotLoadable(
-        f"The dataset's rows have {sequence_length} tokens, and {name} knows {known} positions: build the dataset with "
-        f"dataset.sequence_length {known} or less."
-    )
 
 
 def refuse_other_tokenizer(manifest: Mapping[str, Any], name: str, revision: str | None) -> None:
@@ -89,24 +55,6 @@ def _tokenizer_sha256(name: str, revision: str | None) -> str | None:
         return models.tokenizer_file_sha256(models.read_tokenizer(models.tokenizer_folder(name, revision)))
     except ModelNotLoadable:
         return None
-
-
-def _stretches(config: Any) -> bool:
-    """Whether rotary positions are scaled; transformers 5 calls these settings rope_parameters."""
-    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if not isinstance(settings, Mapping):
-        return False
-    return any(kind != "default" for kind in _rope_types(settings))
-
-
-def _rope_types(settings: Mapping[str, Any]) -> Iterator[str]:
-    """The kinds in the settings, which some families have for each kind of layer."""
-    kind = settings.get("rope_type", settings.get("type"))
-    if isinstance(kind, str):
-        yield kind
-    for part in settings.values():
-        if isinstance(part, Mapping):
-            yield from _rope_types(part)
 
 
 def _floats(model: Any) -> Iterator[tuple[str, Any]]:

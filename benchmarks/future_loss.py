@@ -26,6 +26,7 @@ from jobs.adapter_evaluation import evaluate
 from jobs.context import JobContext
 from jobs.evaluate import write_evaluation
 from jobs.events import Event, Note
+from jobs.published import open_published
 
 RESULTS = worth.ROOT / "benchmarks" / "results" / "future_loss.json"
 _METRICS = ("loss", "perplexity", "bits_per_byte", "next_line_exact", "fim_exact", "fim_similarity")
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     ]
     chosen = config.load_config(None, settings).for_device(Device.CPU)
     context = JobContext(output=options.work, emit=_tell)
-    found = evaluate(chosen, data, adapter, open_backend("none", Device.CPU), Device.CPU, context)
+    found = evaluate(chosen, data, open_published(adapter), open_backend("none", Device.CPU), Device.CPU, context)
     write_evaluation(adapter.parent, found)
     high = found["splits"]["future"]["difference"]["loss"]["high"]
     return {

@@ -4,17 +4,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from jobs.base import full_name
 from jobs.spec import Config
 
 
 def save_adapter(model: Any, folder: Path, config: Config) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json` to `folder`.
+    """Write `adapter_model.safetensors` and `adapter_config.json` to `folder`, the same bytes for the same adapter.
 
-    The base is named as the person named it, never by a path of this machine's cache.
+    The base is named as the person named it, never by a path of this machine's cache; a folder or file in full, so that
+    it is found from any folder.
     """
     for peft_config in model.peft_config.values():
-        peft_config.base_model_name_or_path = config.model.name
+        peft_config.base_model_name_or_path = full_name(config.model.name)
         peft_config.revision = config.model.revision
+        if isinstance(peft_config.target_modules, set):  # in another order each time
+            peft_config.target_modules = sorted(peft_config.target_modules)
     # "auto" would ask the model hub whether the vocabulary grew; the embeddings are never trained here.
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     # PEFT's model card is a form with every field empty.

@@ -24,6 +24,12 @@ def public_name(name: str) -> str:
     return Path(name).expanduser().resolve().name if is_local(name) else name
 
 
+def full_name(name: str) -> str:
+    """A hub id as it is; a file or folder by its full path."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() else name
+
+
 def licence_of_base(name: str, revision: str | None = None) -> str | None:
     """The licence of a base model in the words of its own card, GGUF header or licence file; None where none says it.
 

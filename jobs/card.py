@@ -196,7 +196,7 @@ def _interval(difference: Any, decimals: int) -> str:
     if not isinstance(difference, Mapping):
         return "-"
     mean, low, high = (_number(difference.get(key), decimals) for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return mean if "-" in {low, high} else f"{mean} [{low}, {high}]"
 
 
 def _number(value: Any, decimals: int) -> str:

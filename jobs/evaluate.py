@@ -27,7 +27,7 @@ from jobs.events import Evaluated, Note, Scores, StageStarted
 from jobs.loss import NextTokenLoss, make_batch
 from jobs.prompts import FILL, Prompt, Source, lot, prompts
 from jobs.scores import ADAPTER, BASE, Tally, scores
-from jobs.shards import DatasetError, PackedDataset
+from jobs.shards import PackedDataset
 from jobs.snapshot import dataset_sha256
 from jobs.spec import Config, EvaluationSection
 from jobs.stages import throttled_progress
@@ -76,20 +76,6 @@ def base_facts(config: Config, device: str) -> dict[str, Any]:
         "compute": config.quantization.compute,
         "device": device,
     }
-
-
-def refuse_other_tokenizer(data: PackedDataset, vocabulary: Vocabulary, model: str) -> None:
-    """The ids of a dataset mean nothing to another tokenizer.
-
-    Raises:
-        DatasetError: the dataset was built with another one.
-    """
-    built_with = data.manifest.get("tokenizer", {}).get("sha256")
-    if built_with not in {None, vocabulary.sha256}:
-        raise DatasetError(
-            f"The dataset {data.folder} was built with another tokenizer than that of {model}: "
-            "build it with this model, or name the model that it was built with."
-        )
 
 
 def evaluate_loaded(
@@ -315,7 +301,8 @@ def _tell(result: Mapping[str, Any], subject: Subject, context: JobContext) -> N
         if ADAPTER in numbers:
             context.emit(Scores(split=split, base=numbers[BASE], adapter=numbers[ADAPTER]))
         last = numbers[subject.sides[-1]]
-        if split == shards.FUTURE and "loss" in last:
+        # Of a step of a training: 0 would mean its base.
+        if split == shards.FUTURE and subject.step and "loss" in last:
             context.emit(
                 Evaluated(
                     step=subject.step,

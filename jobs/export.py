@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from backends.errors import RepotuneError
+from backends.errors import DISK_FULL, ExitCode, RepotuneError
 from jobs import converter, modelfile
 from jobs.base import is_local, licence_of_base, public_name
 from jobs.card import FILE as CARD
@@ -22,7 +22,7 @@ from jobs.checkpoint import disk_full_as_sentence, sha256_of, write_json
 from jobs.context import JobContext, OutputExists, StopRequested
 from jobs.events import Note, StageStarted
 from jobs.gguf_adapter import architecture_of, refuse_unwritable, write_gguf_adapter
-from jobs.published import CONFIG, WEIGHTS, NoAdapter, Published
+from jobs.published import CONFIG, WEIGHTS, NoAdapter, Published, other_name, refuse_other_base
 
 ADAPTER, MERGED, USE, SUMMARY = "adapter", "merged", "USE.md", "export.json"
 #: Ranks that vLLM can be told to make room for.
@@ -31,6 +31,12 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _MERGE_EXTRA = 1.5e9
 #: Compared on this text, which no training has changed since: a few kinds of lines of code.
 _PROBE = 'import os\n\n\ndef area(width: int, height: int) -> int:\n    """The area."""\n    return width * height\n'
+
+
+class OutputRefused(RepotuneError):
+    """The folder to write to cannot be made."""
+
+    exit_code = ExitCode.USAGE
 
 
 class MergeDiffers(RepotuneError):
@@ -108,9 +114,15 @@ def _refuse_impossible(request: ExportRequest, model_config: Any) -> None:
 @contextmanager
 def _draft(output: Path) -> Iterator[Path]:
     """A folder beside `output` that takes its name when the block ends well, and goes away when it does not."""
+    output = output.absolute()  # "." has no name
     folder = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise OutputRefused(f"{output} cannot be made ({error.strerror}): choose another --output.") from error
     try:
         yield folder
         if output.exists():
@@ -136,6 +148,8 @@ class _Export:
     def adapter(self) -> None:
         """PEFT's files and the card, the base named without the folders of this machine."""
         published, folder = self._request.adapter, self._draft / ADAPTER
+        if told := other_name(published, self._request.base):
+            self._note(told, level="warning")
         folder.mkdir()
         config = published.config | {"base_model_name_or_path": public_name(self._request.base)}
         if isinstance(config.get("target_modules"), list):
@@ -143,7 +157,8 @@ class _Export:
         write_json(folder / CONFIG, config)
         shutil.copyfile(published.weights, folder / WEIGHTS)
         card = published.folder / CARD
-        (folder / CARD).write_text(card.read_text(encoding="utf-8") if card.is_file() else self._small_card())
+        text = card.read_text(encoding="utf-8") if card.is_file() else self._small_card()
+        (folder / CARD).write_text(text, encoding="utf-8")
         self._made["adapter"] = ADAPTER
 
     def gguf_adapter(self) -> None:
@@ -209,6 +224,7 @@ class _Export:
         self._stage("merge", f"{public_name(request.base)} in full precision")
         dtype = merged.stored_type(self._config)
         model = merged.load_adapted(request.base, request.revision, request.adapter.folder, dtype)
+        refuse_other_base(model, request.adapter, request.base)
         ids = models.load_tokenizer(request.base, request.revision)(_PROBE)["input_ids"]
         wanted = merged.logits(model, ids)
         self._leave_if_asked()

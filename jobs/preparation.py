@@ -11,7 +11,7 @@ import accelerate
 import torch
 from accelerate.state import AcceleratorState
 
-from backends import allocator, models, soundness
+from backends import allocator, models, positions, soundness
 from backends.contract import AdapterRequest, Backend, LoadedModel, ModelRequest
 from backends.devices import Device
 from backends.errors import BackendUnavailable
@@ -201,7 +201,7 @@ def _model_request(config: Config, device: Device, known: Snapshot | None, *, ch
 def _refuse_unfit(config: Config, data: PackedDataset, context: JobContext) -> None:
     """Say before a model is loaded that the dataset's rows are not for it."""
     name, revision = config.model.name, config.model.revision
-    warning = soundness.refuse_long_rows(models.load_config(name, revision), data.sequence_length, name)
+    warning = positions.refuse_long_rows(models.load_config(name, revision), data.sequence_length, name)
     if warning:
         context.emit(Note(level="warning", message=warning))
     soundness.refuse_other_tokenizer(data.manifest, name, revision)

@@ -14,7 +14,7 @@ from jobs.dataset.fim import Layout, layout_of
 from jobs.dataset.tokens import Vocabulary
 from jobs.events import Note, StageStarted
 from jobs.prompts import cursor_prompt
-from jobs.published import Published
+from jobs.published import Published, other_name, refuse_other_base
 from jobs.spec import Config
 
 #: Tokens of prompt and completion together at most: what models of this size were trained to heed.
@@ -86,7 +86,7 @@ def try_adapter(  # noqa: PLR0917 - callers name them
         backend: Holds the base.
         device: Where to compute.
         context: Whom to tell, when to stop.
-        new_tokens: Of each completion at most.
+        new_tokens: Of each completion at most, and no more than half of the positions that the model knows.
 
     Returns:
         path, line, prompt_tokens, fills_in, base and adapter (text), base_tokens and adapter_tokens (ids).
@@ -98,9 +98,13 @@ def try_adapter(  # noqa: PLR0917 - callers name them
     loaded = backend.load(_request(config, adapter, device))
     for note in loaded.notes:
         context.emit(Note(message=note))
-    prompt = cursor_prompt(
-        layout, vocabulary, cursor.path, cursor.prefix, cursor.suffix, _room(loaded.model.config) - new_tokens
-    )
+    refuse_other_base(loaded.model, adapter, model.name)
+    if told_of_base := other_name(adapter, model.name):
+        context.emit(Note(level="warning", message=told_of_base))
+    room = _room(loaded.model.config)
+    # A model with few positions keeps half of them for the prompt, whatever is asked for.
+    new_tokens = min(new_tokens, room // 2)
+    prompt = cursor_prompt(layout, vocabulary, cursor.path, cursor.prefix, cursor.suffix, room - new_tokens)
     tokenizer = load_tokenizer(model.name, model.revision)
     told: dict[str, Any] = {
         "path": cursor.path,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jobs.bootstrap import Interval, interval
+from jobs.bootstrap import FEWEST, Interval, interval, percentiles
 
 
 def mean_of(values):
@@ -34,8 +34,27 @@ def test_the_same_documents_give_the_same_interval_however_many_are_drawn_at_a_t
     assert interval(mean_of(range(50)), 50, 1000) == one
 
 
-def test_one_document_has_no_interval():
+@pytest.mark.parametrize("documents", [FEWEST, 8])
+def test_the_interval_of_few_documents_is_as_wide_as_it_must_be(documents):
+    random = np.random.default_rng(5)
+    held = 0
+    for _ in range(400):
+        found = interval(mean_of(random.normal(0, 1, documents)), documents, 400)
+        held += found.low <= 0 <= found.high
+    assert held / 400 >= 0.88
+
+
+def test_percentiles_are_students_for_few_and_the_plain_ones_for_many():
+    # By a table of Student's t: 2.776 for 4 degrees of freedom, 2.093 for 19.
+    assert percentiles(5)[0] == pytest.approx(0.0956, abs=0.005)
+    assert percentiles(20)[0] == pytest.approx(1.588, abs=0.005)
+    assert percentiles(100_000) == pytest.approx((2.5, 97.5), abs=0.001)
+
+
+def test_too_few_documents_have_no_interval():
     assert interval(mean_of([4.0]), 1, 1000) == Interval(4.0, None, None)
+    few = list(range(FEWEST - 1))
+    assert interval(mean_of(few), len(few), 1000) == Interval(1.5, None, None)
 
 
 def test_equal_documents_have_an_interval_without_width():

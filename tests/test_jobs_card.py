@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from backends.devices import Device
-from jobs.base import licence_of_base, public_name
+from jobs.base import full_name, licence_of_base, public_name
 from jobs.card import CardFacts, write_card
 from jobs.config import load_config
 from jobs.reproduce import public_repository, reproduce_lines
@@ -103,6 +103,16 @@ def test_an_evaluation_stands_in_the_card_with_its_intervals(tmp_path):
     text = card(tmp_path, evaluation={"splits": {"future": scores}})
     assert "| newer commits | loss | 2.0000 | 1.5000 | -0.5000 [-0.6000, -0.4000] |" in text
     assert "fill-in exact" not in text
+    scores["difference"]["loss"] |= {"low": None, "high": None}
+    text = card(tmp_path, evaluation={"splits": {"future": scores}})
+    assert "| newer commits | loss | 2.0000 | 1.5000 | -0.5000 |" in text
+
+
+def test_a_folder_is_named_in_full_and_a_hub_id_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert full_name("base") == str(tmp_path / "base")
+    assert full_name("me/base") == "me/base"
 
 
 def test_a_bar_or_a_line_end_in_a_value_breaks_no_table(tmp_path):

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +12,12 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 from backends import free_memory, merged, models  # noqa: E402
+from backends.errors import RepotuneError  # noqa: E402
 from jobs import converter  # noqa: E402
 from jobs.context import JobContext, OutputExists, StopRequested  # noqa: E402
 from jobs.converter import ConversionFailed, Converter, NoConverter  # noqa: E402
 from jobs.events import Note  # noqa: E402
-from jobs.export import ExportRequest, MergeDiffers, NotEnoughMemory, export  # noqa: E402
+from jobs.export import ExportRequest, MergeDiffers, NotEnoughMemory, OutputRefused, export  # noqa: E402
 from jobs.published import NoAdapter, open_published  # noqa: E402
 
 PROMPT = [5, 60, 61, 62, 7, 80]
@@ -137,6 +139,34 @@ def test_weights_that_say_something_else_than_base_and_adapter_are_not_published
     assert nothing_is_left(tmp_path / "out")
 
 
+def other_base(tiny_model_folder, folder, **changes):
+    """Another base with the same tokenizer."""
+    shutil.copytree(tiny_model_folder, folder)
+    config = transformers.Starcoder2Config.from_pretrained(folder)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    transformers.Starcoder2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"num_hidden_layers": 1}, "trained on another base"), ({"intermediate_size": 128}, "size mismatch")],
+)
+def test_an_adapter_is_not_merged_into_another_base(adapter, tmp_path, tiny_model_folder, changes, words):
+    other = other_base(tiny_model_folder, tmp_path / "other", **changes)
+    request = ExportRequest(adapter=adapter, base=str(other), merged=True)
+    with pytest.raises(RepotuneError, match=words):
+        export(request, JobContext(output=tmp_path / "out", emit=print))
+    assert nothing_is_left(tmp_path / "out")
+
+
+def test_an_adapter_handed_over_beside_a_base_of_another_name_is_told(adapter, tmp_path, tiny_model_folder):
+    other, events = shutil.copytree(tiny_model_folder, tmp_path / "other"), []
+    export(ExportRequest(adapter=adapter, base=str(other)), JobContext(output=tmp_path / "out", emit=events.append))
+    assert any(isinstance(one, Note) and one.level == "warning" and "another base" in one.message for one in events)
+
+
 def test_a_machine_with_too_little_memory_is_told_before_anything_is_loaded(adapter, tmp_path, monkeypatch):
     monkeypatch.setattr(free_memory, "free_ram", lambda: 1_000_000)
     monkeypatch.setattr(merged, "load_adapted", None)
@@ -183,6 +213,19 @@ def test_a_folder_with_something_in_it_is_left_alone(adapter, tmp_path):
     with pytest.raises(OutputExists):
         run(adapter, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_place_where_nothing_can_be_made_is_refused(adapter, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputRefused, match="choose another --output"):
+        run(adapter, tmp_path / "file" / "out")
+
+
+def test_an_empty_folder_is_filled_from_within(adapter, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    run(adapter, Path())
+    assert (tmp_path / "empty" / "USE.md").is_file()
 
 
 def test_what_a_killed_export_left_behind_goes_away(adapter, tmp_path):

@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 from backends.errors import ModelNotLoadable  # noqa: E402
 from jobs.gguf_adapter import write_gguf_adapter  # noqa: E402
-from jobs.published import NoAdapter, open_published  # noqa: E402
+from jobs.published import NoAdapter, open_published, other_name  # noqa: E402
 
 RANK = 4
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -114,14 +114,19 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
         written(tmp_path, published, outtype="f16")
 
 
+#: As PEFT writes it, of a kind that is taken.
+PLAIN = '{"peft_type": "LORA", "r": 4, "lora_alpha": 8}'
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [
         ({}, "no adapter in"),
-        ({"adapter_config.json": "{"}, "no adapter in"),
-        ({"adapter_config.json": '{"peft_type": "IA3"}'}, "no LoRA adapter"),
-        ({"adapter_config.json": '{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "all"}'}, "no LoRA adapter"),
-        ({"adapter_config.json": '{"peft_type": "LORA", "r": 4, "lora_alpha": 8}'}, "no weights"),
+        ({"adapter_config.json": "{", "adapter_model.safetensors": ""}, "cannot be read: adapter_config"),
+        ({"adapter_config.json": '{"peft_type": "IA3"}', "adapter_model.safetensors": ""}, "no LoRA adapter"),
+        ({"adapter_config.json": PLAIN[:-1] + ', "bias": "all"}', "adapter_model.safetensors": ""}, "no LoRA adapter"),
+        ({"adapter_config.json": PLAIN}, r"no adapter_model\.safetensors"),
+        ({"adapter_config.json": PLAIN, "adapter_model.safetensors": "{"}, "cannot be read: adapter_model"),
     ],
 )
 def test_a_folder_without_an_adapter_that_can_be_handed_over_is_refused(tmp_path, files, words):
@@ -129,6 +134,25 @@ def test_a_folder_without_an_adapter_that_can_be_handed_over_is_refused(tmp_path
         (tmp_path / name).write_text(text)
     with pytest.raises(NoAdapter, match=words):
         open_published(tmp_path)
+
+
+def test_an_adapter_that_was_cut_or_is_no_number_is_refused_by_name(tmp_path):
+    _, weights = adapter(tmp_path, [(Q, 32, 32)])
+    name = min(weights)
+    weights[name][0, 3] = float("nan")
+    safetensors.save_file(weights, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(NoAdapter, match=f"damaged: {name} holds numbers that are not finite"):
+        open_published(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(NoAdapter, match="cannot be read: adapter_model"):
+        open_published(tmp_path)
+
+
+@pytest.mark.parametrize(("named", "differs"), [("/elsewhere/base", False), ("me/base", False), ("/here/other", True)])
+def test_a_base_by_another_name_is_worth_a_warning_wherever_it_lies(tmp_path, named, differs):
+    published, _ = adapter(tmp_path, [(Q, 32, 32)], base_model_name_or_path="/here/base")
+    assert bool(other_name(published, named)) is differs
 
 
 def test_the_folder_of_a_run_leads_to_its_adapter(tmp_path):

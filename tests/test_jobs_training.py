@@ -180,6 +180,7 @@ def test_the_adapter_loads_with_plain_peft_and_has_the_reported_loss(tmp_path, d
     ]
     saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == str(model_folder)
+    assert saved["target_modules"] == sorted(saved["target_modules"])
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), tmp_path / "adapter").eval()
     total, count = 0.0, 0
     for row in shards.open_dataset(dataset).held_out:

@@ -1,14 +1,17 @@
+import shutil
+
 import pytest
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
 
 from backends.devices import Device  # noqa: E402
 from backends.full import FullPrecision  # noqa: E402
 from backends.models import load_tokenizer  # noqa: E402
 from jobs.config import load_config  # noqa: E402
 from jobs.context import JobContext, StopRequested  # noqa: E402
-from jobs.published import open_published  # noqa: E402
+from jobs.published import NoAdapter, open_published  # noqa: E402
 from jobs.trial import NoCursor, read_cursor, try_adapter  # noqa: E402
 
 TEXT = "import os\n\n\ndef area(width):\n    return width * 2\n"
@@ -66,11 +69,11 @@ def _request(model):
     return ModelRequest(name=str(model), adapter=AdapterRequest(rank=4, alpha=8), device=Device.CPU)
 
 
-def run(adapter, file, line, model, should_stop=lambda: False):
+def run(adapter, file, line, model, *, should_stop=lambda: False, new_tokens=8):
     config = load_config(None, [f"model.name={model}"]).for_device(Device.CPU)
     context = JobContext(output=file.parent, emit=lambda _event: None, should_stop=should_stop)
     cursor = read_cursor(file, line)
-    return try_adapter(config, adapter, cursor, FullPrecision(), Device.CPU, context, new_tokens=8)
+    return try_adapter(config, adapter, cursor, FullPrecision(), Device.CPU, context, new_tokens=new_tokens)
 
 
 def test_both_sides_are_told_and_the_adapter_matters(adapter, file, tiny_model_folder):
@@ -91,3 +94,19 @@ def test_a_model_that_fills_in_is_shown_what_stands_behind_the_cursor(adapter, f
 def test_a_stop_ends_it_between_the_sides(adapter, file, tiny_model_folder):
     with pytest.raises(StopRequested):
         run(adapter, file, 4, tiny_model_folder, should_stop=lambda: True)
+
+
+def test_a_prompt_keeps_half_of_the_positions_whatever_is_asked_for(adapter, file, tiny_model_folder):
+    few = run(adapter, file, 4, tiny_model_folder)
+    many = run(adapter, file, 4, tiny_model_folder, new_tokens=1000)
+    assert many["prompt_tokens"] == few["prompt_tokens"]
+    assert max(len(many[f"{side}_tokens"]) for side in ("base", "adapter")) <= 256
+
+
+def test_an_adapter_of_another_base_is_not_tried(adapter, file, tiny_model_folder, tmp_path):
+    shutil.copytree(tiny_model_folder, tmp_path / "other")
+    config = transformers.Starcoder2Config.from_pretrained(tmp_path / "other")
+    config.num_hidden_layers = 1
+    transformers.Starcoder2ForCausalLM(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(NoAdapter, match="trained on another base"):
+        run(adapter, file, 4, tmp_path / "other")

@@ -6,20 +6,21 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from backends.devices import GIB
+from backends.devices import GIB, Device
 from backends.errors import ExitCode
 from jobs.config import load_config
 from queue_app.model_facts import ModelFacts, find_model_facts
 from queue_app.plan import Request, make_plan
 from queue_app.preflight import machine, model, room
 from queue_app.preflight.checks import Preflight
-from queue_app.preflight.data import built_line, planned_line, refuse_too_long
+from queue_app.preflight.data import built_line, planned_line
 from queue_app.preflight.line import Grade, Place, PreflightFailed, worst
 from queue_app.preflight.machine import Looking, hardware_line, power_line, read_pmset, temperature_line
 from queue_app.preflight.model import HubAnswer, check_access
@@ -280,7 +281,7 @@ def test_a_cut_or_altered_shard_is_named(dataset):
     ("config", "told"),
     [
         ({"vocab_size": 99}, "built with another tokenizer"),
-        ({"max_position_embeddings": 16}, "longer than the model's 16 positions"),
+        ({"max_position_embeddings": 16}, "longer than the 16 positions"),
         ({"max_position_embeddings": 16, "rope_parameters": {"rope_type": "default"}}, "longer than"),
     ],
 )
@@ -290,8 +291,10 @@ def test_a_dataset_that_does_not_go_with_the_model_is_refused(dataset, config, t
     assert told in line.text
 
 
-def test_a_model_that_scales_its_positions_takes_longer_rows():
-    refuse_too_long(32, {"max_position_embeddings": 16, "rope_scaling": {"type": "yarn"}})
+def test_a_model_that_scales_its_positions_takes_longer_rows_with_a_warning(dataset):
+    line = built_line(dataset, FEW, {"max_position_embeddings": 16, "rope_scaling": {"type": "yarn"}})
+    assert line.grade is Grade.WARN
+    assert "it stretches them" in line.text
 
 
 def test_a_repository_smaller_than_a_step_is_a_warning(tiny_repository, tiny_model_folder):
@@ -405,6 +408,11 @@ def test_the_hardware_must_hold_the_training(tiny_repository, monkeypatch):
     assert (small.grade, small.exit_code) == (Grade.FAIL, ExitCode.DEVICE_UNAVAILABLE)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1 * GIB))
     assert "close other programs" in hardware_line(CPU | {"memory_bytes": 64 * GIB}, need, Place.HERE).remedy
+
+
+def test_a_training_that_no_machine_holds_says_so(tiny_repository):
+    need = replace(make_plan(a_request(tiny_repository)).needs[0], device=Device.CPU, tier=None, total_bytes=10**15)
+    assert "more than any machine has" in hardware_line(CPU | {"memory_bytes": 64 * GIB}, (need,), Place.HERE).text
 
 
 def test_looking_that_breaks_is_a_sentence(monkeypatch, tmp_path):

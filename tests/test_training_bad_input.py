@@ -13,6 +13,7 @@ from transformers import LlamaConfig, PretrainedConfig
 from backends import soundness
 from backends.devices import Device
 from backends.errors import ExitCode, ModelNotLoadable
+from backends.positions import refuse_long_rows
 from backends.registry import open_backend
 from jobs import shards
 from jobs.context import JobContext
@@ -94,7 +95,9 @@ def test_large_numbers_are_still_numbers():
 
 def test_rows_longer_than_the_models_positions_are_refused_with_the_longest_that_go(tmp_path, tiny_model_folder):
     dataset = write_dataset(tmp_path / "dataset", length=1024)
-    with pytest.raises(ModelNotLoadable, match=r"rows have 1024 tokens.*knows 512 positions.*sequence_length 512"):
+    with pytest.raises(
+        ModelNotLoadable, match=r"Rows of 1024 .* 512 positions .*set dataset.sequence_length to 512 or less"
+    ):
         run(tmp_path, tiny_model_folder, dataset)
 
 
@@ -105,22 +108,41 @@ def test_rows_longer_than_the_models_positions_are_refused_with_the_longest_that
         (LlamaConfig(max_position_embeddings=128), False),
         (PretrainedConfig(), False),
         ({"n_positions": 64}, False),
+        (None, False),
+        ({"text_config": {"max_position_embeddings": 64}}, True),
     ],
-    ids=["too short", "long enough", "no limit known", "no configuration of transformers"],
+    ids=[
+        "too short",
+        "long enough",
+        "no limit known",
+        "another word for it",
+        "nothing known",
+        "a part that reads text",
+    ],
 )
 def test_only_a_known_limit_is_one(config, refused):
     if not refused:
-        assert soundness.refuse_long_rows(config, 128, "model") is None
+        assert refuse_long_rows(config, 128, "model") is None
         return
     with pytest.raises(ModelNotLoadable):
-        soundness.refuse_long_rows(config, 128, "model")
+        refuse_long_rows(config, 128, "model")
+
+
+@pytest.mark.parametrize("each_kind", [True, False])
+def test_positions_that_are_stretched_are_a_warning_by_config_json_too(each_kind):
+    stretched = {"rope_type": "yarn", "factor": 4.0}
+    parameters = (
+        {"full_attention": stretched, "sliding_attention": {"rope_type": "default"}} if each_kind else stretched
+    )
+    config = {"max_position_embeddings": 64, "rope_parameters": parameters}
+    assert "longer than the 64 positions" in refuse_long_rows(config, 128, "model")
 
 
 def test_positions_that_are_stretched_are_a_warning():
     config = LlamaConfig(
         max_position_embeddings=64, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
     )
-    assert "longer than the 64 positions" in soundness.refuse_long_rows(config, 128, "model")
+    assert "longer than the 64 positions" in refuse_long_rows(config, 128, "model")
 
 
 def test_a_dataset_of_another_tokenizer_is_refused_though_its_size_is_the_same(tmp_path, tiny_model_folder):

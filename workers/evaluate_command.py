@@ -8,7 +8,7 @@ import click
 
 from backends.devices import Device
 from queue_app.commands.options import json_flag, print_json, say
-from workers.options import config_flag, device_flag, model_flag, read_config, set_flag
+from workers.options import config_flag, device_flag, model_flag, read_config, read_config_of, set_flag
 
 if TYPE_CHECKING:
     from jobs.context import JobContext
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--adapter",
+    "adapter_folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of the adapter. Default: none, only the base is measured.",
+    help="Folder of an adapter, or the folder that `train` or `pull` put it into. Default: none, only the base.",
 )
 @model_flag
 @device_flag
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 def evaluate(
     *,
     dataset_folder: Path,
-    adapter: Path | None,
+    adapter_folder: Path | None,
     model: str | None,
     device: str | None,
     output: Path | None,
@@ -51,12 +52,17 @@ def evaluate(
     much is measured, and for how many minutes at most.
     """
     from jobs.context import StopRequested
+    from jobs.published import open_published
     from queue_app.settings import load_settings
     from workers.device_test import proven
     from workers.foreground import leave_interrupted, run_in_foreground
     from workers.machine import find_machine
 
-    configuration = read_config(config, settings, {"model.name": model or _own_base(adapter, config, settings)})
+    adapter = None if adapter_folder is None else open_published(adapter_folder)
+    if adapter is None:
+        configuration = read_config(config, settings, {"model.name": model})
+    else:
+        configuration = read_config_of(adapter, config, settings, model)
     machine = proven(find_machine(Device(device) if device else None), load_settings().self_test)
     say(f"Evaluating on {machine.device}, {machine.device_name}: {machine.reason}", as_json=as_json)
 
@@ -78,15 +84,6 @@ def evaluate(
         print_json(result)
     else:
         _show(result)
-
-
-def _own_base(adapter: Path | None, config: Path | None, settings: tuple[str, ...]) -> str | None:
-    """The base that an adapter names, where nobody has named one."""
-    if adapter is None or config is not None or any(one.startswith("model.name=") for one in settings):
-        return None
-    from jobs.adapter_evaluation import read_adapter
-
-    return read_adapter(adapter).get("base_model_name_or_path")
 
 
 def _show(result: Mapping[str, Any]) -> None:

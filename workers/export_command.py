@@ -1,23 +1,12 @@
 """`repotune export`: an adapter in the forms that other tools take."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from queue_app.commands.options import json_flag, print_json, say
-from workers.options import model_flag
-
-if TYPE_CHECKING:
-    from jobs.published import Published
-
-adapter_flag = click.option(
-    "--adapter",
-    "adapter_folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of an adapter, or the folder that `train` or `pull` put it into.",
-)
+from workers.options import adapter_flag, base_of, model_flag
 
 
 @click.command()
@@ -87,21 +76,3 @@ def export(
         say(f"{name.replace('_', ' ') + ':':<15}{output / file}", as_json=as_json)
     if as_json:
         print_json({"output": str(output), **result})
-
-
-def base_of(adapter: "Published", model: str | None) -> tuple[str, str | None]:
-    """Name and revision of the base: as it is given now, else as the adapter names it.
-
-    Raises:
-        NoAdapter: it names none, or one that is not here.
-    """
-    from jobs.base import is_local
-    from jobs.published import NoAdapter
-
-    if model is not None:
-        return model, adapter.revision if model == adapter.base else None
-    if not adapter.base:
-        raise NoAdapter(f"The adapter in {adapter.folder} does not name its base: name it by --model.")
-    if is_local(adapter.base) and not Path(adapter.base).expanduser().exists():
-        raise NoAdapter(f"The adapter's base {adapter.base} is not here: name it by --model.")
-    return adapter.base, adapter.revision

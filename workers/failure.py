@@ -21,8 +21,13 @@ def failure_of(error: BaseException) -> Failed:
     return Failed(cause=_cause(error), message=sentence_of(error), details=details, final=final)
 
 
-def sentence_of(error: BaseException) -> str:
-    """One sentence for people: what is wrong and what to do."""
+def sentence_of(error: BaseException, where: str = "its log has the traceback") -> str:
+    """One sentence for people: what is wrong and what to do.
+
+    Args:
+        error: That ended a job.
+        where: A clause: where to see more of one that nobody expected.
+    """
     if isinstance(error, RepotuneError):
         return str(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
@@ -31,7 +36,7 @@ def sentence_of(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "The machine ran out of memory: use a smaller sequence length, rank or model."
     message = str(error).strip().partition("\n")[0]
-    return f"The job stopped on an unexpected {type(error).__name__}: {message} (its log has the traceback)."
+    return f"The job stopped on an unexpected {type(error).__name__}: {message} ({where})."
 
 
 def _cause(error: BaseException) -> Cause:

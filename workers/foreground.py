@@ -50,7 +50,7 @@ def run_in_foreground(
         try:
             return job(context)
         except OSError as error:
-            raise ForegroundFailed(sentence_of(error)) from error
+            raise ForegroundFailed(sentence_of(error, "run it again with `repotune --debug` to see where")) from error
 
 
 @contextmanager

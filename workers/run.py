@@ -104,7 +104,7 @@ def run_training(
 
 
 def run_evaluation(
-    config: Config, dataset: Path, adapter: Path | None, device: Device, context: JobContext
+    config: Config, dataset: Path, adapter: "Published | None", device: Device, context: JobContext
 ) -> dict[str, Any]:
     """Compare an adapter with its base on `device`, or measure the base alone."""
     _prepare_process()

@@ -7,8 +7,7 @@ import click
 
 from backends.devices import Device
 from queue_app.commands.options import json_flag, print_json
-from workers.export_command import adapter_flag, base_of
-from workers.options import config_flag, device_flag, model_flag, read_config, set_flag
+from workers.options import adapter_flag, config_flag, device_flag, model_flag, read_config_of, set_flag
 
 if TYPE_CHECKING:
     from jobs.context import JobContext
@@ -50,21 +49,21 @@ def try_(
     """
     from jobs.context import StopRequested
     from jobs.published import open_published
+    from jobs.trial import read_cursor
     from queue_app.settings import load_settings
     from workers.device_test import proven
     from workers.foreground import leave_interrupted, run_in_foreground
     from workers.machine import find_machine
 
     adapter = open_published(adapter_folder)
-    base, revision = base_of(adapter, model)
-    configuration = read_config(config, settings, {"model.name": base, "model.revision": revision})
+    configuration = read_config_of(adapter, config, settings, model)
+    cursor = read_cursor(prompt_file, line)
     machine = proven(find_machine(Device(device) if device else None), load_settings().self_test)
 
     def job(context: "JobContext") -> dict[str, Any]:
-        from jobs.trial import read_cursor
         from workers.run import run_trial
 
-        return run_trial(configuration, adapter, read_cursor(prompt_file, line), machine.device, context, tokens)
+        return run_trial(configuration, adapter, cursor, machine.device, context, tokens)
 
     try:
         result = run_in_foreground(job, Path(), to_stderr=as_json)

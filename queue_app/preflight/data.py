@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.errors import RepotuneError
+from backends.positions import refuse_long_rows
 from jobs.spec import Config, InvalidSpec
 from queue_app.plan import Plan
 from queue_app.preflight.line import CheckLine, failed, passed, warned
@@ -21,7 +22,8 @@ def built_line(folder: Path, config: Config, model: Mapping[str, Any] | None) ->
     try:
         verify(folder)
         dataset = open_dataset(folder)
-        _refuse_mismatch(dataset.manifest, dataset.sequence_length, len(dataset.train), model)
+        _refuse_mismatch(dataset.manifest, len(dataset.train), model)
+        stretched = refuse_long_rows(model, dataset.sequence_length, config.model.name)
     except RepotuneError as error:
         return failed("dataset", error)
     future = dataset.manifest["splits"].get(FUTURE, {}).get("rows", 0)
@@ -31,10 +33,12 @@ def built_line(folder: Path, config: Config, model: Mapping[str, Any] | None) ->
     )
     if not len(dataset.held_out):
         return warned("dataset", text, "nothing tells whether the adapter helps: learn a larger repository")
+    if stretched:
+        return warned("dataset", f"{text}; {stretched}")
     return _judged(text, len(dataset.train), config)
 
 
-def _refuse_mismatch(manifest: Mapping[str, Any], length: int, rows: int, model: Mapping[str, Any] | None) -> None:
+def _refuse_mismatch(manifest: Mapping[str, Any], rows: int, model: Mapping[str, Any] | None) -> None:
     if not rows:
         raise InvalidSpec("The dataset has no rows to train on: build it of a larger repository.")
     vocabulary = manifest.get("tokenizer", {}).get("vocabulary_size", 0)
@@ -44,23 +48,6 @@ def _refuse_mismatch(manifest: Mapping[str, Any], length: int, rows: int, model:
             f"The dataset was built with another tokenizer: it has {vocabulary} tokens and the model {known}; "
             "build the dataset with this model."
         )
-    refuse_too_long(length, model)
-
-
-def refuse_too_long(length: int, model: Mapping[str, Any] | None) -> None:
-    """Refuse rows longer than the positions that the model was made for, unless it says how to scale them."""
-    positions = (model or {}).get("max_position_embeddings")
-    if isinstance(positions, int) and length > positions and not _stretches(model or {}):
-        raise InvalidSpec(
-            f"Rows of {length} tokens are longer than the model's {positions} positions: set "
-            f"dataset.sequence_length to {positions} or less and build the dataset again."
-        )
-
-
-def _stretches(model: Mapping[str, Any]) -> bool:
-    """Whether the configuration names a way to go beyond the positions."""
-    rope = model.get("rope_scaling") or model.get("rope_parameters") or {}
-    return isinstance(rope, Mapping) and (rope.get("rope_type") or rope.get("type") or "default") != "default"
 
 
 def planned_line(plan: Plan, config: Config) -> CheckLine:
@@ -68,9 +55,11 @@ def planned_line(plan: Plan, config: Config) -> CheckLine:
     if plan.files == 0:
         return failed("dataset", InvalidSpec("The commit holds no files: name another commit with --ref."))
     try:
-        refuse_too_long(config.dataset.sequence_length, plan.model.config)
-    except InvalidSpec as error:
+        stretched = refuse_long_rows(plan.model.config, config.dataset.sequence_length, config.model.name)
+    except RepotuneError as error:
         return failed("dataset", error)
+    if stretched:
+        return warned("dataset", stretched, "set dataset.sequence_length lower where that is not meant")
     if plan.size_bytes is None:
         return passed("dataset", "will be built by the worker, which alone sees the repository")
     rows = plan.size_bytes // BYTES_PER_TOKEN // config.dataset.sequence_length

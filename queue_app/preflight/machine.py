@@ -79,10 +79,11 @@ def hardware_line(found: dict[str, Any], needs: tuple[Need, ...], place: Place) 
         return passed("hardware", text)
     tier = need.tier or tier_for_need(need.total_bytes, device)
     if tier is None or tier > tier_for_memory(memory):
+        needed = f"a machine of {tier} GB" if tier else f"{size_text(need.total_bytes)}, more than any machine has"
         return CheckLine(
             name="hardware",
             grade=place.lacking,
-            text=f"{text}; the training needs a machine of {tier} GB",
+            text=f"{text}; the training needs {needed}",
             remedy="take a smaller model or dataset.sequence_length, quantization.kind int4, or a larger machine",
             exit_code=ExitCode.DEVICE_UNAVAILABLE,
         )
