@@ -15,7 +15,7 @@ import jinja2
 from backends.kinds import installed
 from jobs.base import is_local, public_name
 from jobs.checkpoint import replace_file
-from jobs.reproduce import public_repository, reproduce_lines
+from jobs.reproduction import commands, public_repository, published
 from jobs.spec import Config
 
 FILE = "README.md"
@@ -96,7 +96,7 @@ def _values(facts: CardFacts) -> dict[str, Any]:
         "results_text": _results_text(facts),
         "columns": columns,
         "rows": rows,
-        "commands": reproduce_lines(facts.config, facts.manifest, facts.device),
+        "commands": commands(*published(facts.config, facts.manifest), facts.device),
         "versions": ", ".join(f"{name} {version}" for name, version in installed(_LIBRARIES).items()),
     }
 

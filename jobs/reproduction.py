@@ -1,18 +1,21 @@
 """The commands that make an adapter again: from the repository's commit, with every choice that is not the default.
 
-The configuration is given as it held on the device, so that the commands need no file. They name no path of this
-machine but that of a model in a file or folder, which nobody could find otherwise.
+The configuration is given as it held on the device, so that the commands need no file. For the owner they name the
+repository and the model where they lie; for others (`published`) by what says nothing of this machine.
 """
 
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import yaml
 
 from backends.devices import Device
+from jobs.base import public_name
 from jobs.config import load_config
+from jobs.repository import RepositoryError, is_url, shown
 from jobs.spec import Config
 
 #: Key and value.
@@ -30,6 +33,28 @@ def commands(config: Config, manifest: Mapping[str, Any], device: str) -> tuple[
     chosen = config.model_dump(mode="json", exclude={"model", "dataset", *Device})
     training = ["repotune", "train", "--dataset", "dataset", "--device", device, "--output", "out"]
     return _dataset(config, manifest), _line(training, [*_model(config), *_changed(chosen, device)])
+
+
+def published(config: Config, manifest: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """Configuration and manifest as others may see them: what is local goes by the last part of its path."""
+    model = config.model.model_copy(update={"name": public_name(config.model.name)})
+    sources = [{**one, "repository": _public(one.get("repository"))} for one in manifest.get("sources") or ()]
+    source = {**(manifest.get("source") or {}), "repository": public_repository(manifest)}
+    return config.model_copy(update={"model": model}), {**manifest, "source": source, "sources": sources}
+
+
+def public_repository(manifest: Mapping[str, Any]) -> str:
+    """The repository's URL without user and password, or the name of its folder."""
+    return _public((manifest.get("source") or {}).get("repository"))
+
+
+def _public(repository: str | None) -> str:
+    name = repository or ""
+    try:
+        fetched = is_url(name) and not name.startswith("file:")
+    except RepositoryError:
+        fetched = False
+    return shown(name) if fetched else PurePath(name).name or "repository"
 
 
 def _dataset(config: Config, manifest: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from backends.devices import Device
 from jobs.base import full_name, licence_of_base, public_name
 from jobs.card import CardFacts, write_card
 from jobs.config import load_config
-from jobs.reproduce import public_repository, reproduce_lines
+from jobs.reproduction import commands, public_repository, published
 
 COMMIT = "3463822f0fcfee39bfeb00bb0e21ff3d440c5736"
 MIT = (
@@ -122,17 +122,25 @@ def test_a_bar_or_a_line_end_in_a_value_breaks_no_table(tmp_path):
 
 def test_the_commands_hold_every_setting_that_is_not_the_default():
     config = load_config(None, ["lora.rank=8", "model.revision=v2", "lora.target_modules=[q_proj, v_proj]"])
-    data, run = reproduce_lines(config.for_device(Device.CPU), manifest(), "cpu")
-    assert "--set" not in shlex.split(data.replace("--set 'model.revision=\"v2\"'", ""))
-    assert run.endswith(
-        '--set \'model.revision="v2"\' --set lora.rank=8 --set \'lora.target_modules=["q_proj", "v_proj"]\''
-    )
+    data, run = commands(*published(config.for_device(Device.CPU), manifest()), "cpu")
+    model = f"--set model.name={config.model.name} --set model.revision=v2"
+    assert data.endswith(model)
+    assert run.endswith(f'{model} --set lora.rank=8 --set \'lora.target_modules=["q_proj", "v_proj"]\'')
+
+
+def test_the_commands_of_a_card_name_further_repositories_and_no_folder_of_this_machine():
+    further = {"repository": "/home/me/secret-place/lib", "commit": "c" * 40, "weight": 0.5}
+    told = manifest("/home/me/secret-place/the-block", sources=[manifest()["source"], further])
+    config = load_config(None, ["model.name=/home/me/secret-place/base.gguf"])
+    both = " ".join(commands(*published(config.for_device(Device.CPU), told), "cpu"))
+    assert "secret-place" not in both
+    assert f'dataset.also=[{{"repository": "lib", "ref": "{"c" * 40}", "weight": 0.5}}]' in both
 
 
 def test_the_commands_give_the_same_configuration_again_on_every_device():
     for device in Device:
         config = load_config(None, ["quantization.kind=int8", "cuda.quantization.kind=int8", "lora.alpha=16"])
-        _, run = reproduce_lines(config.for_device(device), manifest(), device.value)
+        _, run = commands(*published(config.for_device(device), manifest()), device.value)
         words = shlex.split(run)
         settings = [after for word, after in itertools.pairwise(words) if word == "--set"]
         assert load_config(None, settings).for_device(device) == config.for_device(device)
@@ -141,7 +149,7 @@ def test_the_commands_give_the_same_configuration_again_on_every_device():
 def test_a_dataset_of_a_range_and_with_other_settings_is_made_again_the_same_way():
     told = manifest(source={"repository": "/home/me/the-block", "since": "v1"})
     told["config"] |= {"sequence_length": 256}
-    data, _ = reproduce_lines(facts().config, told, "cpu")
+    data, _ = commands(*published(facts().config, told), "cpu")
     assert f"--ref v1..{COMMIT}" in data
     assert data.endswith("--set dataset.sequence_length=256")
 
