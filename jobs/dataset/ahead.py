@@ -17,19 +17,33 @@ _Result = TypeVar("_Result")
 _THREADS = 3
 
 
-def ahead(function: Callable[[_Item], _Result], items: Iterable[_Item], count: int = 4) -> Iterator[_Result]:
-    """`map(function, items)`, with up to `count` items begun that were not asked for yet.
+def ahead(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], count: int | Callable[[], int] = 4
+) -> Iterator[_Result]:
+    """`map(function, items)`, with some items begun that were not asked for yet.
 
     `items` is read in the caller's thread.
+
+    Args:
+        function: what is done to each.
+        items: read one by one.
+        count: how many are begun at most; where that changes, what tells it, asked before each.
     """
     rest = iter(items)
+    most = count if callable(count) else lambda: count
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="ahead") as threads:
-        begun: deque[Future[_Result]] = deque(threads.submit(function, item) for item in islice(rest, count))
+        begun: deque[Future[_Result]] = deque()
+
+        def begin(wanted: int) -> None:
+            begun.extend(threads.submit(function, item) for item in islice(rest, max(0, wanted - len(begun))))
+
         try:
+            begin(max(1, most()))
             while begun:
                 result = begun.popleft().result()
-                begun.extend(threads.submit(function, item) for item in islice(rest, 1))
+                begin(most())
                 yield result
+                begin(1)
         finally:
             for future in begun:
                 future.cancel()

@@ -1,7 +1,8 @@
 """Renders commits until there are tokens enough, each through the cache."""
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -96,13 +97,28 @@ class Chronicler:
     #: Why commits that were tried gave nothing.
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def tell(self, commits: Iterable[Commit], stages: Stages) -> Iterator[Told]:
-        """The commits that give samples, in their order; no more than a few batches are read ahead."""
+    def tell(
+        self, commits: Iterable[Commit], stages: Stages, came: Callable[[], float] = lambda: 0.0
+    ) -> Iterator[Told]:
+        """The commits that give samples, in their order; no more than a few batches are read ahead.
+
+        Args:
+            commits: in the order in which they are tried.
+            stages: of the build.
+            came: what share of all that is wanted has come: what lies beyond is not looked at in vain.
+        """
         rest = iter(commits)
         batches = iter(lambda: list(islice(rest, _BATCH)), [])
-        for batch in ahead(self._looked_at, map(self._known, batches), _BATCHES):
+        told = 0
+
+        def worth_beginning() -> int:
+            share = came()
+            return min(_BATCHES, math.ceil(told * (1 - share) / share)) if share else _BATCHES
+
+        for batch in ahead(self._looked_at, map(self._known, batches), worth_beginning):
             stages.check()
             yield from self._rendered(batch)
+            told += 1
 
     def _known(self, commits: list[Commit]) -> list[_Case]:
         keys = [key(_STAGE, *self.identity, commit.id) for commit in commits]
