@@ -178,9 +178,11 @@ class Teller:
         chronicler.reasons["touches a held-out file"] += len(history.candidates) - len(apart)
         chosen: list[Told] = []
         count = 0
-        for told in chronicler.tell(
-            apart if limit else [], stages, lambda: min(1.0, sum(map(_told_tokens, chosen)) / limit)
-        ):
+
+        def came() -> float:
+            return min(1.0, sum(map(_told_tokens, chosen)) / max(1, limit))
+
+        for told in chronicler.tell(apart if limit else [], stages, came):
             stages.progress(min(count, limit), limit, "tokens")
             if count >= limit:
                 break
