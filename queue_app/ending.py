@@ -75,7 +75,8 @@ def next_commands(job: JobRecord, *, local: bool) -> list[str]:
     repotune, submit_job = typed("repotune"), typed("submit-job")
     if job.state != State.SUCCEEDED:
         culprit = job.depends_on if job.cause == Cause.DEPENDENCY_FAILED else job.id
-        return [f"{repotune} logs {culprit}{flag}", f"{repotune} retry {job.id}{flag}"]
+        report = [f"{repotune} pull {job.id}{flag} --to what-is-left"] if "report" in job.result else []
+        return [f"{repotune} logs {culprit}{flag}", *report, f"{repotune} retry {job.id}{flag}"]
     if "adapter" not in job.result:
         return [f"{repotune} show {job.id}{flag}"]
     return [

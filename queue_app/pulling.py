@@ -6,7 +6,7 @@ from pathlib import Path
 
 from backends.errors import ExitCode, RepotuneError
 from jobs.context import OutputExists
-from jobs.states import State
+from jobs.states import TERMINAL
 from queue_app.artifacts import MANIFEST
 from queue_app.ending import open_artifacts
 from queue_app.records import JobRecord
@@ -24,14 +24,17 @@ def pull_result(job: JobRecord, settings: Settings, folder: Path) -> None:
 
     Raises:
         OutputExists: `folder` holds something.
-        NothingToPull: the job did not succeed, or not yet.
+        NothingToPull: the job has not succeeded, nor left a report.
         ArtifactError: the artifact store is away, or the result is damaged.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputExists(f"{folder} exists already and is not empty: name a new folder with --to.")
     artifact = job.result.get("artifact")
-    if job.state != State.SUCCEEDED or not artifact:
-        raise NothingToPull(f"{job.id} is {job.state}: only a job that SUCCEEDED has a result to pull.")
+    if job.state not in TERMINAL or not artifact:
+        raise NothingToPull(
+            f"{job.id} is {job.state}: only a job that SUCCEEDED has a result to pull, and a training that ended "
+            "otherwise its report, if it came so far."
+        )
     fetched = open_artifacts(settings).fetch(artifact)
     _copy(fetched, folder)
 

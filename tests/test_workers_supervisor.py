@@ -9,13 +9,17 @@ from backends.devices import GIB, Device, Machine
 from jobs.config import load_config
 from jobs.events import Failed, Finished, StepDone, Stopped
 from jobs.planner import DoesNotFit
+from jobs.report import FILE
 from jobs.spec import JobSpec, Kind
 from jobs.states import Cause, Desired, State
 from queue_app.artifacts import ArtifactStore
 from queue_app.celery_app import make_app
+from queue_app.ending import next_commands
+from queue_app.pulling import NothingToPull, pull_result
 from queue_app.records import NewJob, new_claim_id, new_job_id
 from queue_app.settings import load_settings
 from queue_app.store import JobStore, StoreUnreachable
+from workers.assignment import OUTPUT, REPORT
 from workers.failure import failure_of
 from workers.lease import Lease
 from workers.process import LineTail
@@ -126,6 +130,36 @@ def test_a_user_error_is_not_tried_again(runtime):
     record = report(runtime, claimed(runtime), Failed(cause=Cause.USER_ERROR, message="No such model."))
     assert (record.state, record.cause, record.reason) == (State.FAILED, Cause.USER_ERROR, "No such model.")
     assert tickets(runtime) == 0
+
+
+def with_report(runtime, claim):
+    output = Supervisor(runtime, claim)._workdir / OUTPUT
+    (output / "checkpoints" / "step-5").mkdir(parents=True)
+    (output / REPORT).write_text("<h1>It diverged</h1>")
+    return claim
+
+
+@pytest.mark.parametrize(
+    "ended", [{"last": Failed(cause=Cause.USER_ERROR, message="It diverged.")}, {"stop": Stop.CANCEL}]
+)
+def test_the_report_of_a_training_that_ended_badly_can_be_pulled(runtime, tmp_path, ended):
+    record = report(runtime, with_report(runtime, claimed(runtime)), **ended)
+    pull_result(record, runtime.settings, tmp_path / "left")
+    assert [path.name for path in (tmp_path / "left").iterdir()] == [FILE]
+    assert any("pull" in command for command in next_commands(record, local=False))
+
+
+def test_a_training_that_goes_on_leaves_nothing_yet_and_one_without_a_report_nothing(runtime, tmp_path):
+    assert report(runtime, with_report(runtime, claimed(runtime)), stop=Stop.PAUSE).result == {}
+    record = report(runtime, claimed(runtime), Failed(cause=Cause.USER_ERROR, message="No such model."))
+    with pytest.raises(NothingToPull, match="FAILED"):
+        pull_result(record, runtime.settings, tmp_path / "left")
+
+
+def test_an_artifact_store_that_is_away_holds_up_no_end(runtime):
+    away = replace(runtime, artifacts=ArtifactStore("file:///proc/nowhere", runtime.settings.cache))
+    record = report(away, with_report(away, claimed(away)), Failed(cause=Cause.USER_ERROR, message="It diverged."))
+    assert (record.state, record.result) == (State.FAILED, {})
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ ASSIGNMENT = "assignment.json"
 EVENTS = "events.jsonl"
 LOG = "trainer.log"
 OUTPUT = "output"
+#: What a training writes there however it ends (jobs.report, which a worker does not load).
+REPORT = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)

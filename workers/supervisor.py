@@ -21,7 +21,7 @@ from jobs.events import Event, Failed, Finished, Note, StageStarted, Stopped
 from jobs.spec import Config, JobSpec, Kind
 from jobs.states import Cause, Desired, State
 from queue_app.records import Claim
-from workers.assignment import EVENTS, LOG, OUTPUT
+from workers.assignment import EVENTS, LOG, OUTPUT, REPORT
 from workers.failure import failure_of
 from workers.inputs import prepare
 from workers.lease import Lease
@@ -171,8 +171,7 @@ class Supervisor:
         elif isinstance(end.last, Finished):
             self._succeed(end.last.result)
         elif end.stop in _ENDS:
-            state, cause, reason = _ENDS[end.stop]
-            self._finish(state, cause, reason)
+            self._end(*_ENDS[end.stop])
         elif end.stop is Stop.PREEMPT or isinstance(end.last, Stopped) or self._runtime.now.is_set():
             self._give_back(Cause.PREEMPTED, f"Worker {self._runtime.name} left; the job goes on from its checkpoint.")
         elif isinstance(end.last, Failed):
@@ -197,12 +196,29 @@ class Supervisor:
                 self._finish(State.SUCCEEDED, None, "", {**result, "artifact": artifact})
                 return
 
+    def _end(self, state: State, cause: Cause | None, reason: str) -> None:
+        """End the job without a result; a training that ended for good leaves its report and metrics to people."""
+        self._finish(state, cause, reason, None if state is State.PAUSED else self._remains())
+
+    def _remains(self) -> dict[str, Any]:
+        """What is left of a training that got so far as to write a report, if the artifact store takes it."""
+        if not (self._workdir / OUTPUT / REPORT).is_file():
+            return {}
+        artifact = f"{self._claim.job_id}/{self._claim.fence}/output"
+        try:
+            folder = link_aside(self._workdir / OUTPUT, self._workdir / "remains", leave_out=("checkpoints", "adapter"))
+            self._runtime.artifacts.put_folder(folder, artifact)
+        except (RepotuneError, OSError) as error:
+            _log.warning("the report of %s does not reach the artifact store: %s", self._claim.job_id, error)
+            return {}
+        return {"report": REPORT, "artifact": artifact}
+
     def _fail(self, failed: Failed) -> None:
         saving = self._next_saving() if failed.cause == Cause.OUT_OF_MEMORY and not failed.final else ""
         if saving:
             self._give_back(Cause.OUT_OF_MEMORY, f"Out of memory {saving}.", halve_memory=True)
         else:
-            self._finish(State.FAILED, Cause(failed.cause), failed.message)
+            self._end(State.FAILED, Cause(failed.cause), failed.message)
 
     def _next_saving(self) -> str:
         """How the next attempt takes less memory than this one, as `jobs.planner` will; "" where it cannot."""
@@ -233,7 +249,7 @@ class Supervisor:
             self._give_back(Cause.WORKER_LOST, f"{sentence} The job goes on from its checkpoint.")
         else:
             times = _DEATHS_FORGIVEN + 1
-            self._finish(State.FAILED, cause, f"{sentence} That was time {times}. Its last words: {end.log}")
+            self._end(State.FAILED, cause, f"{sentence} That was time {times}. Its last words: {end.log}")
 
     def _deaths_before(self) -> int:
         """How often a trainer of this job died since the job last failed, as the store's own events tell."""

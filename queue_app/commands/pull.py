@@ -18,7 +18,7 @@ from queue_app.commands.options import job_argument, json_flag, local_flag, prin
 @local_flag
 @json_flag
 def pull(job_id: str, folder: Path | None, local: bool, as_json: bool) -> None:
-    """Fetch the adapter, the metrics and the report of a job that succeeded."""
+    """Fetch the adapter, the metrics and the report of a job that succeeded; of a training that did not, the report."""
     from queue_app.connection import connect
     from queue_app.pulling import pull_result
 

@@ -12,7 +12,8 @@ if owns(id, ARGV[2], ARGV[3]) then
   elseif state == 'PAUSED' then
     set_aside(id, time, ARGV[6])
   else
-    if state == 'SUCCEEDED' then redis.call('HSET', KEYS[1], 'result', ARGV[7]) end
+    -- Also what a job that failed leaves: its report. Nothing of an earlier run stays.
+    redis.call('HSET', KEYS[1], 'result', ARGV[7])
     settle(id, state, time, ARGV[5], ARGV[6])
   end
 elseif not (released(id, ARGV[2], ARGV[3]) and get(id, 'state') == state) then
