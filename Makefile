@@ -24,8 +24,9 @@ demo: $(VENV)/.model  ## Fine-tune a small real model on this repository, on thi
 	$(BIN)/submit-job --repo . --local --config examples/demo.yaml --name demo --yes \
 	  --model "$$($(BIN)/python examples/demo_model.py)"
 
+# A process per processor, four at most: each holds torch. What waits at the slow end of one is taken by another.
 test: $(VENV)/.installed  ## Run the whole test suite.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/.installed  ## Lint, types, import contracts.
 	$(BIN)/ruff check .

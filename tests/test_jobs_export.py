@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -63,9 +64,10 @@ def run(adapter, output, should_stop=lambda: False, **wanted):
     return export(request, context), events
 
 
-def greedy(*sides):
+def greedy(python_path, *sides):
     command = [sys.executable, "-W", "ignore", "-c", GREEDY, json.dumps(PROMPT), json.dumps(sides, default=str)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": python_path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -91,7 +93,9 @@ def test_the_same_adapter_gives_the_same_bytes(adapter, tmp_path):
 
 
 @pytest.mark.slow
-def test_merged_weights_give_transformers_the_tokens_of_base_and_adapter(tmp_path, tiny_model_folder):
+def test_merged_weights_give_transformers_the_tokens_of_base_and_adapter(
+    tmp_path, tiny_model_folder, only_worker_extra
+):
     sides = [(tiny_model_folder, None)]
     for name, flags in {"LoRA": {}, "DoRA": {"use_dora": True}, "rsLoRA": {"use_rslora": True}}.items():
         adapter = make_adapter(tmp_path / f"{name} adapter", tiny_model_folder, **flags)
@@ -99,7 +103,7 @@ def test_merged_weights_give_transformers_the_tokens_of_base_and_adapter(tmp_pat
         assert result["logits_difference"] < 1e-5
         assert any("GB of memory" in event.message for event in events if isinstance(event, Note))
         sides += [(tiny_model_folder, adapter.folder), (tmp_path / name / "merged", None)]
-    base, lora, lora_merged, dora, dora_merged, rslora, rslora_merged = greedy(*sides)
+    base, lora, lora_merged, dora, dora_merged, rslora, rslora_merged = greedy(only_worker_extra, *sides)
     assert (lora_merged, dora_merged, rslora_merged) == (lora, dora, rslora)
     assert base not in (lora, dora, rslora)
 

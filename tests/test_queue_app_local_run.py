@@ -167,8 +167,9 @@ def test_the_last_lines_of_a_log(tmp_path):
 
 
 @pytest.fixture
-def local_place(tmp_path, monkeypatch):
+def local_place(tmp_path, monkeypatch, only_worker_extra):
     """An own home and cache, a folder without a .env, one thread for torch."""
+    monkeypatch.setenv("PYTHONPATH", only_worker_extra)
     monkeypatch.setenv("REPOTUNE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("REPOTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -201,6 +202,8 @@ def local_flags(repository, model, *arguments):
         "optimization.learning_rate=0.01",
         "quantization.kind=none",
         "training.epochs=50",
+        "evaluation.prompts=1",
+        "evaluation.resamples=100",
     )
     flags = [part for setting in settings for part in ("--set", setting)]
     return ["--repo", repository, "--model", model, "--device", "cpu", "--local", "--json", *flags, *arguments]

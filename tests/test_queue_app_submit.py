@@ -1,10 +1,10 @@
 """Submitting: two jobs or none, one dataset for the same input, bad input as one sentence."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ from queue_app.records import new_claim_id
 from queue_app.store import JobStore
 
 SUBMIT = Path(sys.executable).parent / "submit-job"
-REPOTUNE = Path(sys.executable).parent / "repotune"
 DOWN = "redis://127.0.0.1:1/0"
 
 
@@ -41,19 +40,23 @@ def store(place, valkey_url):
     store.close()
 
 
-def run(*command, **environment):
-    return subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
-    )
+@pytest.fixture
+def submit(typed):
+    """Types `submit-job ARGUMENTS`."""
+    return partial(typed, program="submit-job", code=None)
 
 
-def submit(*arguments, **environment):
-    return run(SUBMIT, *arguments, **environment)
+@pytest.fixture
+def submitted(submit):
+    """Types `submit-job ARGUMENTS --json`, and has the two records of the submission as it names them."""
+
+    def submitted(*arguments):
+        return told_by(submit(*arguments, "--json"))
+
+    return submitted
 
 
-def submitted(*arguments):
-    """The two records of a submission, as its JSON names them."""
-    done = submit(*arguments, "--json")
+def told_by(done):
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -69,7 +72,9 @@ def tickets(redis_client):
 
 
 def test_a_submission_is_two_jobs_and_one_ticket(store, redis_client, tiny_repository):
-    told = submitted("--repo", str(tiny_repository), "--device", "cpu", "--priority", "7")
+    # The installed program, in a process of its own.
+    command = [SUBMIT, "--repo", str(tiny_repository), "--device", "cpu", "--priority", "7", "--json"]
+    told = told_by(subprocess.run(command, capture_output=True, text=True, timeout=120, check=False))
     dataset, training = store.get(told["dataset_job"]), store.get(told["job"])
     assert (dataset.state, training.state) == (State.QUEUED, State.WAITING)
     assert training.depends_on == dataset.id
@@ -78,7 +83,7 @@ def test_a_submission_is_two_jobs_and_one_ticket(store, redis_client, tiny_repos
     assert tickets(redis_client) == [f"{dataset.id}.1"]
 
 
-def test_the_specs_are_whole(store, tiny_repository):
+def test_the_specs_are_whole(store, tiny_repository, submitted):
     told = submitted("--repo", str(tiny_repository), "--name", "tiny", "--epochs", "2", "--set", "lora.rank=8")
     dataset = JobSpec.model_validate_json(store.get(told["dataset_job"]).spec)
     training = JobSpec.model_validate_json(store.get(told["job"]).spec)
@@ -87,7 +92,7 @@ def test_the_specs_are_whole(store, tiny_repository):
     assert training.config.cuda.quantization.kind == "nf4"
 
 
-def test_further_repositories_travel_with_the_first(store, place, tiny_repository):
+def test_further_repositories_travel_with_the_first(store, place, tiny_repository, submitted):
     more = place / "more"
     more.mkdir()
     (more / "main.py").write_text("print(1)\n")
@@ -119,14 +124,14 @@ def test_further_repositories_travel_with_the_first(store, place, tiny_repositor
         ("TINY=much", "does not exist"),
     ],
 )
-def test_a_further_repository_that_is_none_is_one_sentence(place, tiny_repository, also, told):
+def test_a_further_repository_that_is_none_is_one_sentence(place, tiny_repository, also, told, submit):
     done = submit("--repo", str(tiny_repository), "--also", also.replace("TINY", str(tiny_repository)), "--dry-run")
     assert done.returncode == ExitCode.USAGE
     assert told in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 
-def test_the_bundle_holds_the_commit(store, place, tiny_repository):
+def test_the_bundle_holds_the_commit(store, place, tiny_repository, submitted):
     told = submitted("--repo", str(tiny_repository))
     source = JobSpec.model_validate_json(store.get(told["dataset_job"]).spec).source
     artifacts = ArtifactStore((place / "home" / "artifacts").as_uri(), place / "cache")
@@ -134,7 +139,7 @@ def test_the_bundle_holds_the_commit(store, place, tiny_repository):
     assert git_dir.is_dir()
 
 
-def test_a_url_is_left_to_the_worker(store, place, tiny_repository):
+def test_a_url_is_left_to_the_worker(store, place, tiny_repository, submitted):
     told = submitted("--repo", tiny_repository.as_uri())
     source = JobSpec.model_validate_json(store.get(told["dataset_job"]).spec).source
     assert source.bundle is None
@@ -142,7 +147,7 @@ def test_a_url_is_left_to_the_worker(store, place, tiny_repository):
     assert not (place / "home" / "artifacts").exists()
 
 
-def test_an_unchanged_repository_reuses_the_dataset(store, tiny_repository):
+def test_an_unchanged_repository_reuses_the_dataset(store, tiny_repository, submitted):
     first = submitted("--repo", str(tiny_repository))
     second = submitted("--repo", str(tiny_repository), "--set", "lora.rank=8")
     other = submitted("--repo", str(tiny_repository), "--set", "dataset.sequence_length=64")
@@ -151,7 +156,7 @@ def test_an_unchanged_repository_reuses_the_dataset(store, tiny_repository):
     assert store.get(second["job"]).depends_on == first["dataset_job"]
 
 
-def test_one_key_is_one_job(store, tiny_repository):
+def test_one_key_is_one_job(store, tiny_repository, submitted):
     first, second = (submitted("--repo", str(tiny_repository), "--key", "nightly") for _ in range(2))
     assert first == second
 
@@ -164,7 +169,7 @@ def finish_dataset(store, place, job_id):
     store.finish(claim, State.SUCCEEDED, result={"artifact": f"{job_id}/1"})
 
 
-def test_a_dataset_that_left_the_artifact_store_is_built_again_once(store, place, tiny_repository):
+def test_a_dataset_that_left_the_artifact_store_is_built_again_once(store, place, tiny_repository, submitted):
     first = submitted("--repo", str(tiny_repository))["dataset_job"]
     finish_dataset(store, place, first)
     assert submitted("--repo", str(tiny_repository))["dataset_job"] == first
@@ -175,7 +180,7 @@ def test_a_dataset_that_left_the_artifact_store_is_built_again_once(store, place
     assert submitted("--repo", str(tiny_repository))["dataset_job"] == second
 
 
-def test_a_dataset_that_is_done_starts_the_training_at_once(store, place, redis_client, tiny_repository):
+def test_a_dataset_that_is_done_starts_the_training_at_once(store, place, redis_client, tiny_repository, submitted):
     first = submitted("--repo", str(tiny_repository))
     finish_dataset(store, place, first["dataset_job"])
     redis_client.delete(*redis_client.scan_iter("any*"))
@@ -184,13 +189,13 @@ def test_a_dataset_that_is_done_starts_the_training_at_once(store, place, redis_
     assert tickets(redis_client) == [f"{second['job']}.1"]
 
 
-def test_the_dataset_follows_the_section_of_the_training_device(store, tiny_repository):
+def test_the_dataset_follows_the_section_of_the_training_device(store, tiny_repository, submitted):
     told = submitted("--repo", str(tiny_repository), "--device", "mps", "--set", "mps.dataset.sequence_length=64")
     spec = JobSpec.model_validate_json(store.get(told["dataset_job"]).spec)
     assert spec.config.dataset.sequence_length == 64
 
 
-def test_a_relative_model_folder_is_sent_in_full(store, place, tiny_repository):
+def test_a_relative_model_folder_is_sent_in_full(store, place, tiny_repository, submitted):
     (place / "model").mkdir()
     told = submitted("--repo", str(tiny_repository), "--model", "model")
     assert JobSpec.model_validate_json(store.get(told["job"]).spec).config.model.name == str(
@@ -198,7 +203,7 @@ def test_a_relative_model_folder_is_sent_in_full(store, place, tiny_repository):
     )
 
 
-def test_a_broker_that_is_down_leaves_nothing_behind(place, tiny_repository):
+def test_a_broker_that_is_down_leaves_nothing_behind(place, tiny_repository, submit):
     done = submit("--repo", str(tiny_repository), REPOTUNE_BROKER_URL=DOWN)
     assert done.returncode == ExitCode.UNREACHABLE
     assert "does not answer" in done.stderr
@@ -207,23 +212,23 @@ def test_a_broker_that_is_down_leaves_nothing_behind(place, tiny_repository):
     assert not (place / "cache").exists()
 
 
-def test_an_artifact_store_that_is_away_records_nothing(store, place, tiny_repository):
+def test_an_artifact_store_that_is_away_records_nothing(store, place, tiny_repository, submit):
     (place / "file").write_text("", encoding="utf-8")
     done = submit("--repo", str(tiny_repository), REPOTUNE_ARTIFACTS=str(place / "file" / "below"))
     assert done.returncode == ExitCode.UNREACHABLE
     assert store.jobs() == []
 
 
-def test_a_device_without_a_worker_is_told_and_the_job_waits(store, tiny_repository):
+def test_a_device_without_a_worker_is_told_and_the_job_waits(store, tiny_repository, submit, typed):
     done = submit("--repo", str(tiny_repository), "--device", "cuda")
     assert done.returncode == 0
     assert "No worker is registered: start `device-worker --device cuda`" in done.stdout
     assert "Until then the job waits." in done.stdout
-    shown = json.loads(run(REPOTUNE, "show", store.jobs()[0].id, "--json").stdout)
+    shown = json.loads(typed("show", store.jobs()[0].id, "--json").stdout)
     assert "No worker is registered" in shown["why"]
 
 
-def test_a_dry_run_starts_nothing(store, tiny_repository, place):
+def test_a_dry_run_starts_nothing(store, tiny_repository, place, submit):
     done = submit("--repo", str(tiny_repository), "--dry-run")
     assert done.returncode == 0
     assert "queues:     any.2g (dataset), any." in done.stdout
@@ -231,7 +236,7 @@ def test_a_dry_run_starts_nothing(store, tiny_repository, place):
     assert not (place / "home").exists()
 
 
-def test_a_dry_run_needs_no_broker(place, tiny_repository):
+def test_a_dry_run_needs_no_broker(place, tiny_repository, submit):
     done = submit("--repo", str(tiny_repository), "--dry-run", "--json", REPOTUNE_BROKER_URL=DOWN)
     assert done.returncode == 0
     assert json.loads(done.stdout)["workers"] is None
@@ -239,9 +244,9 @@ def test_a_dry_run_needs_no_broker(place, tiny_repository):
 
 
 @pytest.mark.parametrize("command", [["submit", "--local"], ["validate"]])
-def test_a_model_folder_that_holds_none_is_refused_here(place, tiny_repository, command):
+def test_a_model_folder_that_holds_none_is_refused_here(place, tiny_repository, command, typed):
     (place / "model").mkdir()
-    done = run(REPOTUNE, *command, "--repo", str(tiny_repository), "--model", "model")
+    done = typed(*command, "--repo", str(tiny_repository), "--model", "model", code=None)
     assert done.returncode == ExitCode.USAGE
     assert "has no config.json" in done.stderr
     assert not (place / "home").exists()
@@ -269,7 +274,7 @@ def empty_repository(place):
         (["--repo", "TINY", "--config", "bad.yaml"], "bad.yaml, line 2: lora.rank: input should be"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(store, place, tiny_repository, arguments, sentence):
+def test_bad_input_is_one_sentence_and_exit_code_2(*, store, place, tiny_repository, arguments, sentence, submit):
     empty_repository(place)
     (place / "bad.yaml").write_text("lora:\n  rank: -1\n", encoding="utf-8")
     done = submit(*[str(tiny_repository) if argument == "TINY" else argument for argument in arguments])
@@ -280,32 +285,32 @@ def test_bad_input_is_one_sentence_and_exit_code_2(store, place, tiny_repository
 
 
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
-def test_a_submission_tells_what_is_worth_a_look(store, tiny_repository, dry):
+def test_a_submission_tells_what_is_worth_a_look(store, tiny_repository, dry, submit):
     done = submit("--repo", str(tiny_repository), *dry)
     assert done.returncode == 0
     assert "dataset        warn  " in done.stdout
     assert "one optimizer step takes 16 rows: lower dataset.sequence_length" in done.stdout
 
 
-def test_a_submission_that_fails_a_check_records_nothing(store, place, tiny_repository, tiny_model_folder):
+def test_a_submission_that_fails_a_check_records_nothing(store, place, tiny_repository, tiny_model_folder, submit):
     done = submit("--repo", str(tiny_repository), "--model", str(tiny_model_folder), "--json")
     assert done.returncode == ExitCode.USAGE
     assert "longer than the model's 512 positions" in json.loads(done.stdout)["error"]
     assert store.jobs() == []
 
 
-def test_pull_copies_the_result_and_never_over_something(store, place, tiny_repository):
+def test_pull_copies_the_result_and_never_over_something(store, place, tiny_repository, submitted, typed):
     told = submitted("--repo", str(tiny_repository))
     folder = place / "output"
     (folder / "adapter").mkdir(parents=True)
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     ArtifactStore((place / "home" / "artifacts").as_uri(), place / "cache").put_folder(folder, "x/1/output")
     claim = store.claim(told["dataset_job"], 1, "anna", new_claim_id())
-    too_early = run(REPOTUNE, "pull", told["dataset_job"], "--to", "mine")
+    too_early = typed("pull", told["dataset_job"], "--to", "mine", code=None)
     store.finish(claim, State.SUCCEEDED, result={"artifact": "x/1/output", "adapter": "adapter"})
 
-    first = run(REPOTUNE, "pull", told["dataset_job"], "--to", "mine", "--json")
-    again = run(REPOTUNE, "pull", told["dataset_job"], "--to", "mine")
+    first = typed("pull", told["dataset_job"], "--to", "mine", "--json")
+    again = typed("pull", told["dataset_job"], "--to", "mine", code=None)
     assert (too_early.returncode, first.returncode, again.returncode) == (1, 0, 2)
     assert "only a job that SUCCEEDED has a result" in too_early.stderr
     assert "mine exists already and is not empty" in again.stderr

@@ -40,6 +40,8 @@ def train_arguments(dataset, model, output, *more):
         "quantization.group_size=32",
         "lora.rank=4",
         "optimization.accumulation=2",
+        "evaluation.prompts=1",
+        "evaluation.resamples=100",
     )
     flags = [part for setting in settings for part in ("--set", setting)]
     return ["train", "--dataset", dataset, "--model", model, "--device", "cpu", "--output", output, *flags, *more]
@@ -108,11 +110,11 @@ def test_train_writes_an_adapter_and_refuses_to_do_so_twice(dataset, tiny_model_
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_resume_goes_on(dataset, tiny_model_folder, tmp_path, probed, typed):
+def test_ctrl_c_saves_and_resume_goes_on(*, dataset, tiny_model_folder, tmp_path, probed, typed, only_worker_extra):
     epochs = ("--set", "training.epochs=10000", "--set", "training.checkpoint_every_steps=100000")
     arguments = train_arguments(dataset[0], tiny_model_folder, tmp_path / "out", *epochs)
     process = subprocess.Popen(
-        **command(*arguments, "--max-steps", 100_000, REPOTUNE_PROBE=probed),
+        **command(*arguments, "--max-steps", 100_000, REPOTUNE_PROBE=probed, PYTHONPATH=only_worker_extra),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

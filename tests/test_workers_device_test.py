@@ -91,5 +91,6 @@ def test_without_a_test_the_line_is_as_before():
 
 
 @pytest.mark.slow
-def test_the_real_test_runs_in_a_process_of_its_own_and_passes_on_a_cpu():
+def test_the_real_test_runs_in_a_process_of_its_own_and_passes_on_a_cpu(monkeypatch, only_worker_extra):
+    monkeypatch.setenv("PYTHONPATH", only_worker_extra)
     assert "agrees with the CPU" in describe(proven(machine(Device.CPU), "always"))

@@ -23,6 +23,12 @@ from workers.process import LineTail, TrainerProcess
 LENGTH = 32
 
 
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch, only_worker_extra):
+    monkeypatch.setenv("PYTHONPATH", only_worker_extra)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "dataset"
@@ -49,6 +55,8 @@ def assignment(model, dataset, parent_pid=None, max_steps=4, **settings):
         "training.max_steps": max_steps,
         "training.checkpoint_every_steps": 2,
         "optimization.accumulation": 2,
+        "evaluation.prompts": 1,
+        "evaluation.resamples": 100,
     } | settings
     config = load_config(settings=[f"{key}={json.dumps(value)}" for key, value in chosen.items()])
     spec = JobSpec(kind=Kind.TRAINING, config=config, dataset_job="dataset-x")
@@ -93,8 +101,11 @@ def ended(process):
 
 
 @pytest.mark.slow
-def test_a_trainer_tells_its_story_in_a_file_and_ends_with_its_result(start):
-    process = start()
+def test_a_trainer_tells_its_story_in_a_file_and_folders_called_like_ours_shadow_nothing(start, tmp_path):
+    for name in ("workers", "jobs", "backends"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the wrong one')")
+    process = start()  # its working folder is tmp_path
     assert ended(process) == 0, process.last_log_lines()
     assert isinstance(events(process)[-1], Finished)
     assert events(process)[-1].result["steps"] == 4
@@ -166,15 +177,6 @@ def test_what_is_wrong_is_one_sentence_and_a_cause(start):
     assert "/nowhere/at/all" in last.message
     assert "Traceback" not in last.message
     assert "Traceback" in last.details
-
-
-@pytest.mark.slow
-def test_a_folder_that_is_called_like_ours_shadows_nothing(start, tmp_path):
-    for name in ("workers", "jobs", "backends"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the wrong one')")
-    process = start(max_steps=1)  # its working folder is tmp_path
-    assert ended(process) == 0, process.last_log_lines()
 
 
 def test_an_assignment_is_readable_by_its_owner_only_and_comes_back_equal(tmp_path, tiny_model_folder, dataset):
