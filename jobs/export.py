@@ -290,6 +290,7 @@ class _Export:
             base_shell=shlex.quote(base),
             base_gguf=base if is_gguf else "BASE.gguf",
             base_is_gguf=is_gguf,
+            base_is_local=is_local(request.base),
             dora=request.adapter.is_dora,
             vllm_rank=next((room for room in _VLLM_RANKS if room >= rank), rank),
             model_name=self._name.lower(),

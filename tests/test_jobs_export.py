@@ -261,3 +261,5 @@ def test_the_one_liners_are_of_what_was_made(adapter, tmp_path):
     assert "--max-lora-rank 8" in text
     assert "./merged" not in text
     assert "mlx-lm reads adapters of its own format only" in text
+    # They name the base by its last part, which the commands find only there.
+    assert f"Run the commands in this folder, with the folder `{Path(adapter.base).name}` put into it." in text
