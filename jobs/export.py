@@ -25,6 +25,8 @@ from jobs.gguf_adapter import architecture_of, refuse_unwritable, write_gguf_ada
 from jobs.published import CONFIG, WEIGHTS, NoAdapter, Published, other_name, refuse_other_base
 
 ADAPTER, MERGED, USE, SUMMARY = "adapter", "merged", "USE.md", "export.json"
+#: Where an export grows in a folder that is there already.
+_INSIDE = ".unfinished"
 #: Ranks that vLLM can be told to make room for.
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 #: Beside the model itself, while it is merged: the process, a layer in fp32, logits.
@@ -93,7 +95,7 @@ def export(request: ExportRequest, context: JobContext) -> dict[str, Any]:
 
 
 def _refuse_filled(output: Path) -> None:
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if output.exists() and not (output.is_dir() and all(path.name == _INSIDE for path in output.iterdir())):
         raise OutputExists(f"{output} exists already and is not empty: choose another --output, or remove it.")
 
 
@@ -113,9 +115,13 @@ def _refuse_impossible(request: ExportRequest, model_config: Any) -> None:
 
 @contextmanager
 def _draft(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its name when the block ends well, and goes away when it does not."""
+    """A folder that becomes `output` when the block ends well, and goes away when it does not.
+
+    One that is there already is filled, not replaced: somebody may stand in it, or a disk be mounted on it.
+    """
     output = output.absolute()  # "." has no name
-    folder = output.with_name(f".{output.name}.unfinished")
+    exists = output.exists()
+    folder = output / _INSIDE if exists else output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(parents=True)
@@ -125,9 +131,11 @@ def _draft(output: Path) -> Iterator[Path]:
         raise OutputRefused(f"{output} cannot be made ({error.strerror}): choose another --output.") from error
     try:
         yield folder
-        if output.exists():
-            output.rmdir()
-        folder.rename(output)
+        if exists:
+            for path in sorted(folder.iterdir(), key=lambda path: path.name == SUMMARY):
+                path.rename(output / path.name)
+        else:
+            folder.rename(output)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -282,6 +290,7 @@ class _Export:
             base_shell=shlex.quote(base),
             base_gguf=base if is_gguf else "BASE.gguf",
             base_is_gguf=is_gguf,
+            base_is_local=is_local(request.base),
             dora=request.adapter.is_dora,
             vllm_rank=next((room for room in _VLLM_RANKS if room >= rank), rank),
             model_name=self._name.lower(),

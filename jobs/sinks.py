@@ -65,6 +65,8 @@ class Opened:
     fresh: bool
     #: One line for people; may be empty.
     told: str = ""
+    #: Whether the tracker drops what is of an earlier step than the newest it has.
+    goes_forward: bool = False
 
 
 @contextmanager
@@ -219,8 +221,11 @@ class _Sink(threading.Thread):
         if opened.fresh:
             for line in _steps_before(self._session):
                 opened.tracker.log(_finite({f"train/{key}": line[key] for key in _STEP_KEYS}), step=line["step"])
+        newest = self._session.step
         for numbers, step in self._offered():
-            opened.tracker.log(_finite(numbers), step=step)
+            late = opened.goes_forward and step < newest
+            newest = max(newest, step)
+            opened.tracker.log(_finite(_of_base(numbers) if late else numbers), step=newest if late else step)
         opened.tracker.finish()
 
     def _offered(self) -> Iterator[tuple[Mapping[str, float], int]]:
@@ -231,6 +236,11 @@ class _Sink(threading.Thread):
             if item is None:
                 return
             yield item
+
+
+def _of_base(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Under names of their own: what comes late is the loss of the base, which is measured after some steps."""
+    return {name.replace("/", "/base_", 1): value for name, value in numbers.items()}
 
 
 def _finite(numbers: Mapping[str, float | None]) -> dict[str, float]:
@@ -310,7 +320,8 @@ def _wandb(session: Session) -> Opened:
     )
     tracker.start()
     told = f"Weights & Biases has no login here: offline in {session.output / 'wandb'}, to be sent by `wandb sync`"
-    return Opened(tracker=tracker, run=run, fresh=session.run is None, told=told if offline else "")
+    told = told if offline else ""
+    return Opened(tracker=tracker, run=run, fresh=session.run is None, told=told, goes_forward=True)
 
 
 def _has_wandb_login() -> bool:

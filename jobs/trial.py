@@ -1,5 +1,6 @@
 """Tries an adapter at one cursor: what the base writes there, and what it writes with the adapter."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from jobs.prompts import cursor_prompt
 from jobs.published import Published, other_name, refuse_other_base
 from jobs.spec import Config
 
+#: A line as editors count them: form feeds and such do not end one.
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
 #: Tokens of prompt and completion together at most: what models of this size were trained to heed.
 _CONTEXT = 2048
 
@@ -49,10 +52,10 @@ def read_cursor(file: Path, line: int | None) -> Cursor:
         NoCursor: the file cannot be read as text, or has fewer lines.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_bytes().decode("utf-8-sig")  # with its line ends and without a mark, as in the dataset
     except (OSError, UnicodeDecodeError) as error:
         raise NoCursor(f"{file} cannot be read as text ({error}).") from error
-    lines = text.splitlines(keepends=True)
+    lines = _LINE.findall(text)
     path = _path_in_repository(file.resolve())
     if line is None:
         return Cursor(path, len(lines), text, "")

@@ -99,10 +99,19 @@ def result_lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"{number(result.get('perplexity_before'))} -> {number(result.get('perplexity_after'))}",
             ),
         ]
+    if result.get("future_loss_after") is not None:
+        lines.append(("newer commits", _future(result)))
     counts = [f"{result[key]:,} {text}" for key, text in _COUNTS.items() if isinstance(result.get(key), int)]
     if counts:
         lines.append(("result", ", ".join(counts)))
     return lines
+
+
+def _future(result: Mapping[str, Any]) -> str:
+    """The loss on code that nobody had written when training ended, and how sure the difference is."""
+    low, high = result.get("future_interval") or (None, None)
+    losses = f"loss {number(result.get('future_loss_before'))} -> {number(result['future_loss_after'])}"
+    return losses if low is None or high is None else f"{losses} (difference {low:+.3f} to {high:+.3f}, 95 %)"
 
 
 _COUNTS = {

@@ -228,8 +228,11 @@ def test_a_place_where_nothing_can_be_made_is_refused(adapter, tmp_path):
 def test_an_empty_folder_is_filled_from_within(adapter, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
+    (tmp_path / "empty" / ".unfinished").mkdir()  # of an export that was killed
     run(adapter, Path())
-    assert (tmp_path / "empty" / "USE.md").is_file()
+    assert {path.name for path in Path().iterdir()} == {"adapter", "USE.md", "export.json"}
+    with pytest.raises(OutputExists):
+        run(adapter, Path())
 
 
 def test_what_a_killed_export_left_behind_goes_away(adapter, tmp_path):
@@ -262,3 +265,5 @@ def test_the_one_liners_are_of_what_was_made(adapter, tmp_path):
     assert "--max-lora-rank 8" in text
     assert "./merged" not in text
     assert "mlx-lm reads adapters of its own format only" in text
+    # They name the base by its last part, which the commands find only there.
+    assert f"Run the commands in this folder, with the folder `{Path(adapter.base).name}` put into it." in text

@@ -150,6 +150,22 @@ def test_a_tracker_without_a_login_writes_offline_and_says_so(tmp_path, fake):
     assert "to be sent by `wandb sync`" in notes(events)[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "late"), [("wandb", (2, {"held_out/base_loss": 3.0})), ("trackio", (0, {"held_out/loss": 3.0}))]
+)
+def test_the_base_is_measured_late_and_still_arrives_where_only_the_newest_step_is_taken(tmp_path, fake, name, late):
+    feed = opened(tmp_path, name)
+    feed.heard(step(2))
+    feed.heard(Evaluated(step=0, loss=3.0, perplexity=math.inf, tokens=5))
+    feed.heard(Evaluated(step=2, loss=2.0, perplexity=math.inf, tokens=5))
+    feed.heard(step(3))
+    feed.close()
+    logged = fake.made[0].logged
+    assert [number for number, _ in logged] == [2, late[0], 2, 3]
+    assert logged[1] == late
+    assert logged[2] == (2, {"held_out/loss": 2.0})
+
+
 def test_a_login_in_the_environment_is_used(tmp_path, fake, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     opened(tmp_path, "wandb").close()

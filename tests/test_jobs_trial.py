@@ -33,6 +33,13 @@ def test_the_cursor_stands_at_the_end_of_its_line_and_nothing_is_lost(file):
     assert cursor.path == "package/shapes.py"
 
 
+def test_lines_are_counted_as_editors_do_and_keep_their_ends(file):
+    file.write_bytes(b"one\r\ntwo\fstill\x1ctwo\r\nthree")
+    cursor = read_cursor(file, 2)
+    assert (cursor.prefix, cursor.suffix) == ("one\r\ntwo\fstill\x1ctwo", "\r\nthree")
+    assert read_cursor(file, 3).suffix == ""
+
+
 def test_without_a_line_the_cursor_stands_at_the_end_of_the_file(file):
     assert (read_cursor(file, None).prefix, read_cursor(file, None).suffix) == (TEXT, "")
 

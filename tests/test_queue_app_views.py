@@ -219,6 +219,14 @@ def test_bytes_are_told_in_their_unit(size, text):
     assert tables.size_text(size) == text
 
 
+def test_the_loss_on_newer_commits_is_told_with_how_sure_it_is():
+    result = {"future_loss_before": 2.0, "future_loss_after": 1.5, "future_interval": [-0.6, -0.4]}
+    assert tables.result_lines(result) == [("newer commits", "loss 2 -> 1.5 (difference -0.600 to -0.400, 95 %)")]
+    few = result | {"future_interval": [None, None]}
+    assert tables.result_lines(few) == [("newer commits", "loss 2 -> 1.5")]
+    assert tables.result_lines({"future_loss_before": None, "future_loss_after": None}) == []
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h")])
 def test_durations_are_told_in_their_unit(seconds, text):
     assert tables.duration(seconds) == text

@@ -82,8 +82,9 @@ def _show(result: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"{result['path']}, end of line {result['line']}", title_justify="left")
+    console, table = Console(), Table()
     for side in ("base", "adapter"):
         table.add_column(side, ratio=1, overflow="fold")
     table.add_row(Text(result["base"].rstrip("\n")), Text(result["adapter"].rstrip("\n")))
-    Console().print(table)
+    console.print(Text(f"{result['path']}, end of line {result['line']}", style="italic"))
+    console.print(table)
