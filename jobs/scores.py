@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class Metric:
     #: What the quotient is multiplied by.
     factor: float = 1.0
     exponential: bool = False
+    #: Between 0 and 1, and often at one of them.
+    share: bool = False
 
     def of(self, totals: Values, counts: Values) -> Values:
         """The score of summed totals and counts."""
@@ -53,9 +55,9 @@ METRICS = (
     Metric("loss", "nats", "tokens"),
     Metric("perplexity", "nats", "tokens", exponential=True),
     Metric("bits_per_byte", "nats", "bytes", factor=1 / math.log(2)),
-    Metric("fim_exact", "fim_exact", "fills"),
-    Metric("fim_similarity", "fim_similarity", "fills"),
-    Metric("next_line_exact", "next_line_exact", "next_lines"),
+    Metric("fim_exact", "fim_exact", "fills", share=True),
+    Metric("fim_similarity", "fim_similarity", "fills", share=True),
+    Metric("next_line_exact", "next_line_exact", "next_lines", share=True),
 )
 
 
@@ -99,7 +101,7 @@ def _of_side(metric: Metric, tallies: Sequence[Tally], side: str, resamples: int
     def score(chosen: NDArray[np.int64]) -> Values:
         return metric.of(totals[0][chosen].sum(axis=1), counts[chosen].sum(axis=1))
 
-    return interval(score, len(counts), resamples) if len(counts) else None
+    return _interval(metric, score, len(counts), resamples)
 
 
 def _difference(metric: Metric, tallies: Sequence[Tally], resamples: int) -> Interval | None:
@@ -110,7 +112,21 @@ def _difference(metric: Metric, tallies: Sequence[Tally], resamples: int) -> Int
         base, adapter = (metric.of(one[chosen].sum(axis=1), weights) for one in totals)
         return adapter - base
 
-    return interval(score, len(counts), resamples) if len(counts) else None
+    return _interval(metric, score, len(counts), resamples)
+
+
+def _interval(
+    metric: Metric, score: Callable[[NDArray[np.int64]], Values], documents: int, draws: int
+) -> Interval | None:
+    """The score with its interval; None of no documents.
+
+    A share that is the same in all of them, as where nothing was right, has no bounds: draws of what is always the same
+    know nothing of what other documents would bring.
+    """
+    if not documents:
+        return None
+    found = interval(score, documents, draws)
+    return replace(found, low=None, high=None) if metric.share and found.low == found.high else found
 
 
 def _columns(metric: Metric, tallies: Sequence[Tally], sides: Sequence[str]) -> tuple[Values, list[Values]]:

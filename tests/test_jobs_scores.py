@@ -44,6 +44,17 @@ def test_completions_count_only_where_there_were_some():
     assert found["difference"]["fim_exact"] is None
 
 
+def test_a_share_that_is_the_same_everywhere_has_no_interval():
+    hits = [tally(next_line_exact=(2, 0, number % 3), base=20 + number) for number in range(8)]
+    found = scores(hits, BOTH, 200)
+    assert found["intervals"]["base"]["next_line_exact"] == {"mean": 0.0, "low": None, "high": None}
+    assert found["intervals"]["adapter"]["next_line_exact"]["low"] < found["adapter"]["next_line_exact"]
+    assert found["difference"]["next_line_exact"]["low"] is not None
+    nothing = scores([tally(fim_exact=(2, 0, 0)) for _ in range(8)], BOTH, 200)["difference"]
+    assert nothing["fim_exact"] == {"mean": 0.0, "low": None, "high": None}
+    assert nothing["loss"]["low"] == nothing["loss"]["high"]
+
+
 def test_languages_are_scored_apart():
     found = scores([tally(base=10), tally("Go", base=40), tally("Go", base=20)], BOTH, 200)
     assert {name: part["base"]["loss"] for name, part in found["languages"].items()} == {"Python": 1.0, "Go": 3.0}
