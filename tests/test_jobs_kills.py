@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # some thirty runs
 def test_a_run_that_dies_at_any_instant_is_resumed_to_the_same_losses_and_adapter(tmp_path):
     figures = tmp_path / "figures.json"
     command = [sys.executable, ROOT / "benchmarks" / "kills.py", "--figures", figures]

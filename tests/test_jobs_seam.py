@@ -15,6 +15,7 @@ from jobs.spec import QuantizationSection
 
 sys.path.insert(0, str(Path(__file__).parent))
 tiny = importlib.import_module("test_jobs_training")
+pytestmark = tiny.pytestmark
 dataset, model_folder = tiny.dataset, tiny.model_folder
 open_here = partial(open_backend, device=Device.CPU)
 

@@ -31,6 +31,8 @@ from jobs.training import train
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 LENGTH = 32
 VOCABULARY = 96
 

@@ -295,7 +295,7 @@ def test_a_submission_tells_what_is_worth_a_look(store, tiny_repository, dry, su
 def test_a_submission_that_fails_a_check_records_nothing(store, place, tiny_repository, tiny_model_folder, submit):
     done = submit("--repo", str(tiny_repository), "--model", str(tiny_model_folder), "--json")
     assert done.returncode == ExitCode.USAGE
-    assert "longer than the model's 512 positions" in json.loads(done.stdout)["error"]
+    assert "longer than the 512 positions" in json.loads(done.stdout)["error"]
     assert store.jobs() == []
 
 

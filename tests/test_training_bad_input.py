@@ -23,6 +23,8 @@ from jobs.training import train
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 
 def write_dataset(folder: Path, length: int = 32, **manifest) -> Path:
     files, splits = {}, {}
