@@ -540,7 +540,8 @@ def test_hostile_texts_take_no_longer_than_others(piece):
         find_secrets('kind: Secret\n"kind": "Secret"' + piece * (length // len(piece)))
         return time.process_time() - start
 
-    assert seconds(200_000) < 20 * max(seconds(20_000), 0.02)
+    # Ten times the text: linear work takes ten times as long on a quiet machine, quadratic work a hundred times.
+    assert seconds(200_000) < 40 * max(seconds(20_000), 0.02)
 
 
 def test_entropy_is_in_bits_a_character():
