@@ -141,12 +141,12 @@ Opened = tuple[Callable[[list[str]], Any], Callable[[], str]]
 
 
 def open_ours(folder: Path) -> Opened:
-    from jobs.dataset.engines import FIRST_CHARACTERS
+    from jobs.dataset.engines import UNEXPECTED_CHARACTERS
     from jobs.dataset.tokens import Vocabulary
 
     vocabulary = Vocabulary.of_folder(folder)
     # More than the reference does alone: the fast engine is opened now and not while seconds are counted.
-    vocabulary.encode(["x = 1\n" * (FIRST_CHARACTERS // 6 + 1)])
+    vocabulary.encode(["x = 1\n" * (UNEXPECTED_CHARACTERS // 6 + 1)])
     return vocabulary.encode, lambda: vocabulary.engine
 
 

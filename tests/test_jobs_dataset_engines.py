@@ -44,6 +44,7 @@ class Lookalike(Reference):
 @pytest.fixture(autouse=True)
 def opened_at_once(monkeypatch):
     monkeypatch.setattr(engines, "FIRST_CHARACTERS", 5)
+    monkeypatch.setattr(engines, "UNEXPECTED_CHARACTERS", 5)
 
 
 @pytest.fixture
@@ -71,6 +72,7 @@ def test_an_engine_that_agrees_is_used_and_named(backend):
 
 def test_little_text_is_left_to_the_reference_and_opens_nothing(backend, monkeypatch):
     monkeypatch.setattr(engines, "FIRST_CHARACTERS", 30)
+    monkeypatch.setattr(engines, "UNEXPECTED_CHARACTERS", 30)
     opened = []
     engine = open_engine(backend, lambda backend: opened.append(1) or Lookalike(backend))
     for _ in range(2):
@@ -84,6 +86,7 @@ def test_little_text_is_left_to_the_reference_and_opens_nothing(backend, monkeyp
 
 def test_the_first_texts_are_compared_when_the_fast_engine_is_opened(backend, monkeypatch):
     monkeypatch.setattr(engines, "FIRST_CHARACTERS", 30)
+    monkeypatch.setattr(engines, "UNEXPECTED_CHARACTERS", 30)
     engine = open_engine(backend, Lookalike)
     engine.encode(["a wrong text\n"])
     assert engine.note is None

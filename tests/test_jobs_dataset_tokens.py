@@ -187,6 +187,7 @@ def test_where_letters_and_placeholder_cannot_be_told_apart_the_starts_still_spa
 
 def test_the_engine_is_named_and_changes_no_id(tiny_tokenizer, monkeypatch):
     monkeypatch.setattr("jobs.dataset.engines.FIRST_CHARACTERS", 100)
+    monkeypatch.setattr("jobs.dataset.engines.UNEXPECTED_CHARACTERS", 100)
     vocabulary, reference = Vocabulary(tiny_tokenizer), Vocabulary(tiny_tokenizer, engine=Reference)
     texts = [f"def f_{number}(x):\n    return x * {number}  # <file_sep> {EMAIL}\n" for number in range(200)]
     for one, other in zip(vocabulary.encode(texts), reference.encode(texts), strict=True):

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 #: Characters of real text that the reference does before the fast engine is opened, and that are compared then: a
 #: fifth of a second of the reference's time.
 FIRST_CHARACTERS = 300_000
+#: As many where nobody told that more are to come: what the reference takes as long for as the fast engine to open.
+UNEXPECTED_CHARACTERS = 900_000
 #: Of the rest, one text in this many is compared: the reference then costs about a quarter of the whole.
 ONE_IN = 64
 #: A text of n times as many characters is compared n times as rarely: a few giants would take most of the time.
@@ -207,7 +209,9 @@ class Checked:
         self._fast: Engine | None = None
         self._opening: Future[Engine] | None = None
         self._first: list[str] = []
-        self._left = FIRST_CHARACTERS
+        self._left = UNEXPECTED_CHARACTERS
+        #: Characters of `_first`.
+        self._compared = 0
         self.note: str | None = None
 
     @property
@@ -222,6 +226,7 @@ class Checked:
         """
         if self._open_fast is None or self._opening is not None or characters <= FIRST_CHARACTERS:
             return
+        self._left = min(self._left, FIRST_CHARACTERS)
         opener = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         self._opening = opener.submit(self._open_fast)
         opener.shutdown(wait=False)
@@ -241,8 +246,9 @@ class Checked:
 
     def _is_first(self, text: str) -> bool:
         """Whether the text is one of those that are compared before the fast engine is believed."""
-        first = self._left > 0 and len(text) <= FIRST_CHARACTERS
+        first = self._left > 0 and len(text) <= FIRST_CHARACTERS and self._compared < FIRST_CHARACTERS
         self._left -= len(text)
+        self._compared += len(text) * first
         return first
 
     def _open(self) -> None:

@@ -102,7 +102,10 @@ class Postings:
         self._settle()
         looked = hashes <= np.uint64(((1 << 64) - 1) // self.sampling)
         wanted = hashes & ~_OWNERS
-        begins = np.searchsorted(self._pairs, wanted)
+        # In rising order the search goes through the index once: several times as fast where it is large.
+        order = np.argsort(wanted)
+        begins = np.empty(len(wanted), np.int64)
+        begins[order] = np.searchsorted(self._pairs, wanted[order])
         held = looked & (begins < len(self._pairs))
         held[held] = self._pairs[begins[held]] & ~_OWNERS == wanted[held]
         return looked, held

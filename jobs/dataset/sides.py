@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,15 +107,17 @@ class Guard:
 
     def _places(self, leak: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Where among the held-out runs those of a text are."""
-        first, last = (np.searchsorted(self._runs, leak, side) for side in _EDGES)
-        found = np.flatnonzero(last > first)
-        return np.concatenate([_NO_PLACES, *(np.arange(first[place], last[place]) for place in found)])
+        first = np.searchsorted(self._runs, leak)
+        inside = first < len(self._runs)
+        # Hardly any is found: only for those is it worth asking where they end.
+        inside[inside] = self._runs[first[inside]] == leak[inside]
+        last = np.searchsorted(self._runs, leak[inside], side="right")
+        return np.concatenate([_NO_PLACES, *map(np.arange, first[inside], last)])
 
     def _per_file(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.bincount(self._files[places], minlength=len(self._sizes))
 
 
-_EDGES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 _NO_PLACES = np.zeros(0, np.int64)
 _NO_RUNS = np.zeros(0, np.uint64)
 
