@@ -39,6 +39,7 @@ from jobs.context import JobContext
 from jobs.events import Evaluated, Event, StepDone
 from jobs.metrics import FILE as METRICS
 from jobs.metrics import read_metrics
+from jobs.results import RESULT
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -125,12 +126,12 @@ def train(name: str, model: str, dataset: Path, output: Path, steps: int) -> dic
         *RUNS[name],
     ]
     chosen = config.load_config(None, settings).for_device(Device.CPU)
-    if not (output / training.RESULT).exists():
+    if not (output / RESULT).exists():
         context = JobContext(output=output, emit=_teller(name))
         known = output / training.CHECKPOINTS
         backend = open_backend(chosen.quantization.kind, Device.CPU)
         training.train(chosen, dataset, backend, Device.CPU, context, known if known.is_dir() else None)
-    result = json.loads((output / training.RESULT).read_text(encoding="utf-8"))
+    result = json.loads((output / RESULT).read_text(encoding="utf-8"))
     return {
         "loss_before": result["loss_before"],
         "loss_after": result["loss_after"],
