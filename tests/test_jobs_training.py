@@ -346,15 +346,13 @@ def test_a_resumed_run_that_computes_otherwise_says_so(tmp_path, dataset, model_
             monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     recorder = Recorder()
     run(tmp_path, config, dataset, recorder, resume_from=tmp_path / "checkpoints", **options)
-    told = [note.message for note in recorder.of(Note) if note.level == "warning"]
-    # The model of these tests has no tokenizer to complete with.
-    (warning,) = [message for message in told if "were not compared" not in message]
     expected = {
         "it does not fit": "micro_batch was 4 and is 2",
         "memory ran out since": "micro_batch was 2 and is 1",
         "another number of threads": "threads was 1 and is 3",
     }
-    assert expected[reason] in warning
+    told = [note.message for note in recorder.of(Note) if note.level == "warning"]
+    assert [expected[reason] in message for message in told].count(True) == 1
     (incident,) = (tmp_path / "incidents.jsonl").read_text().splitlines()
     assert json.loads(incident)["kind"] == "resumed"
 

@@ -239,10 +239,10 @@ def _compiled(pattern: bytes) -> re.Pattern[bytes]:
     The first place at which the text between two stars matches is as good as any later one, since the second star takes
     up the difference; an atomic group says so. That holds for `*` in a name and for `**` among folders.
     """
-    parts = pattern.lstrip(b"/").split(b"/")
+    parts = pattern.removeprefix(b"/").split(b"/")
     groups: list[list[bytes]] = [[]]
     for part in parts:
-        if part == b"**":
+        if len(part) > 1 and not part.strip(b"*"):  # git takes `***` for `**`
             groups.append([])
         else:
             groups[-1].append(_segment(part))
@@ -255,7 +255,7 @@ def _chained(groups: list[list[bytes]]) -> Iterator[bytes]:
     for place, group in enumerate(groups):
         inner = b"/".join(group)
         if place == 0:
-            yield inner + (b"/" if inner and last else b"")
+            yield inner + (b"/" if group and last else b"")
         elif place < last:
             yield b"(?>(?:[^/]+/)*?" + inner + b"/)" if inner else b""
         else:
