@@ -85,7 +85,7 @@ def read_tokenizer(folder: Path) -> Any:
     Raises:
         ModelNotLoadable: there is none, or it cannot be read.
     """
-    light = tokenizer_files.plain_tokenizer(folder) or tokenizer_files.kept_tokenizer(folder)
+    light = tokenizer_files.light_tokenizer(folder)
     if light is not None:
         return light
     tokenizer = load_tokenizer(str(folder))

@@ -70,6 +70,11 @@ def files_key(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def light_tokenizer(folder: Path) -> FileTokenizer | None:
+    """The tokenizer of `folder` where its files, or what was kept of it, tell it; None where transformers must."""
+    return plain_tokenizer(folder) or kept_tokenizer(folder)
+
+
 def plain_tokenizer(folder: Path) -> FileTokenizer | None:
     """The tokenizer that `folder`'s tokenizer.json describes; None where transformers may make another one of it."""
     settings = _read_json(folder / "tokenizer_config.json")

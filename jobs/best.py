@@ -37,40 +37,44 @@ def copy_best(run: Run, checkpoints: Path, folder: Path) -> None:
 
     Another worker that goes on from that checkpoint has no other one.
     """
-    state = run.state
-    if run.config.output.publish != "best" or state.best is None or state.best["step"] == state.step:
-        return
-    adapter = _adapter(run, checkpoints)
+    step = _other_step(run)
+    adapter = None if step is None else _adapter(run, checkpoints, step)
     if adapter is not None:
         shutil.copytree(adapter, folder / snapshot.BEST)
 
 
 def take_best(run: Run, checkpoints: Path) -> int:
     """Give the model the weights that are to be the result; returns the step that they are of."""
-    state = run.state
-    if run.config.output.publish != "best" or state.best is None or state.best["step"] == state.step:
-        return state.step
-    adapter = _adapter(run, checkpoints)
+    step = _other_step(run)
+    if step is None:
+        return run.state.step
+    adapter = _adapter(run, checkpoints, step)
     if adapter is None:
         run.happened(
             "best",
-            f"The checkpoint of the best held-out loss, of step {state.best['step']}, is gone: the adapter is that of "
-            "the last step",
+            f"The checkpoint of the best held-out loss, of step {step}, is gone: the adapter is that of the last step",
             level="warning",
         )
-        return state.step
+        return run.state.step
     set_peft_model_state_dict(run.loaded.model, load_file(adapter / _WEIGHTS))
-    run.happened("best", f"The adapter is that of step {state.best['step']}, which has the best held-out loss")
-    return int(state.best["step"])
+    run.happened("best", f"The adapter is that of step {step}, which has the best held-out loss")
+    return step
 
 
-def _adapter(run: Run, checkpoints: Path) -> Path | None:
+def _other_step(run: Run) -> int | None:
+    """The step whose adapter is to be the result; None where that is the one that the run is at."""
+    best = run.state.best
+    if run.config.output.publish != "best" or best is None or best["step"] == run.state.step:
+        return None
+    return int(best["step"])
+
+
+def _adapter(run: Run, checkpoints: Path, step: int) -> Path | None:
     """The adapter of the best step: of its own checkpoint, or as the one that this run went on from carries it."""
-    assert run.state.best is not None  # noqa: S101 - the caller asked
-    own = checkpoints / f"step-{run.state.best['step']}"
+    own = checkpoints / f"step-{step}"
     candidates = [(own, snapshot.ADAPTER)]
     if run.resumed_from is not None:
-        same = checkpoint.step_of(run.resumed_from) == run.state.best["step"]
+        same = checkpoint.step_of(run.resumed_from) == step
         candidates.append((run.resumed_from, snapshot.ADAPTER if same else snapshot.BEST))
     for folder, name in candidates:
         try:

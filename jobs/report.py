@@ -4,12 +4,12 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from backends.kinds import installed
 from jobs import chart, comparison, metrics
 from jobs.checkpoint import replace_file
 from jobs.evaluation import HeldOut
@@ -192,11 +192,7 @@ _COMPUTING = {
 def _machine(facts: Facts) -> list[tuple[str, str]]:
     rows = [("Device", facts.device), ("Processor", f"{platform.processor() or platform.machine()}, {_cores()} cores")]
     rows += [("System", platform.platform()), ("Python", platform.python_version())]
-    for library in _LIBRARIES:
-        try:
-            rows.append((library, metadata.version(library)))
-        except metadata.PackageNotFoundError:
-            continue
+    rows += installed(_LIBRARIES).items()
     return rows + [
         (name, _on_or_off(facts.execution[key])) for key, name in _COMPUTING.items() if key in facts.execution
     ]

@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
 from backends.contract import LoadedModel
+from backends.devices import Device
 from backends.errors import RepotuneError
+from backends.free_memory import release_unused
 from jobs.continuation import BASE
 from jobs.evaluation import HeldOut, evaluation_rows, measure
 from jobs.events import Seam, StageStarted
@@ -50,8 +50,10 @@ def look_back(
     except RepotuneError as error:  # no such backend here, or no memory for it
         return OldBase(execution=before, held_out=None, reason=str(error).removesuffix("."))
     measured = _measure(loaded, data, config, state.step, lambda _done, _total: None)
+    device = Device(loaded.torch_device.type)
     del loaded
-    _free()
+    gc.collect()
+    release_unused(device)
     return OldBase(execution=before, held_out=measured, reason="")
 
 
@@ -173,12 +175,3 @@ def _measure(
         step=step,
         on_progress=on_progress,
     )
-
-
-def _free() -> None:
-    """Give back what a dropped model held: allocators of GPUs keep it for the next tensor of that size."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()

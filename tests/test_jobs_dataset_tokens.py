@@ -207,7 +207,7 @@ def test_a_folder_gives_the_same_vocabulary_as_its_tokenizer(tiny_model_folder, 
 def test_the_key_of_a_tokenizer_is_its_files_and_the_libraries(tiny_model_folder, monkeypatch):
     key = tokenizer_key(tiny_model_folder)
     assert key == tokenizer_key(tiny_model_folder)
-    monkeypatch.setattr("jobs.dataset.tokens.metadata.version", lambda name: "0")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
     assert key != tokenizer_key(tiny_model_folder)
 
 

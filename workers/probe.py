@@ -11,12 +11,12 @@ runs it and chooses.
 import json
 import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from backends import processor
 from backends.devices import Device
+from backends.kinds import installed
 
 _REPORTED = ("repotune", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "celery")
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -47,13 +47,8 @@ def probe() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide how a job runs; packages not installed are left out."""
-    result = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    for name in _REPORTED:
-        try:
-            result[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return result
+    own = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    return own | installed(_REPORTED)
 
 
 def _cuda(torch: Any) -> tuple[str, int] | str:

@@ -53,21 +53,21 @@ def run_dataset(git_dirs: Sequence[Path], source: Source, config: Config, contex
     """Build the dataset of a source, whose repositories are in `git_dirs`, with the model's own tokenizer."""
     _prepare_process()
     from backends.models import read_tokenizer, tokenizer_folder
-    from backends.tokenizer_files import plain_tokenizer
+    from backends.tokenizer_files import light_tokenizer
 
     # A .gguf file is converted here once, which takes most of a minute.
     context.emit(StageStarted(stage="load tokenizer", message=config.model.name))
     folder = tokenizer_folder(config.model.name, config.model.revision)
     # Reading a tokenizer's file does not hold up Python, which imports what builds a dataset meanwhile.
     with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as reader:
-        plain = reader.submit(plain_tokenizer, folder)
+        light = reader.submit(light_tokenizer, folder)
         from jobs.dataset.build import build_dataset
         from jobs.dataset.tokens import tokenizer_key
     return build_dataset(
         git_dirs[0],
         source,
         config,
-        plain.result() or read_tokenizer(folder),
+        light.result() or read_tokenizer(folder),
         context,
         also=git_dirs[1:],
         cache_folder=dataset_cache(),

@@ -179,21 +179,25 @@ class Supervisor:
         else:
             self._died(end)
 
+    @property
+    def _output(self) -> str:
+        """The artifact that holds what this attempt leaves to people."""
+        return f"{self._claim.job_id}/{self._claim.fence}/output"
+
     def _succeed(self, result: dict[str, Any]) -> None:
-        artifact = f"{self._claim.job_id}/{self._claim.fence}/output"
         # Checkpoints have their own artifacts; the result is what a person pulls.
         folder = link_aside(self._workdir / OUTPUT, self._workdir / "result", leave_out=("checkpoints",))
         give_up_at = time.monotonic() + self._runtime.settings.stall_minutes * 60
         while not self._must_drop():
             try:
-                self._runtime.artifacts.put_folder(folder, artifact)
+                self._runtime.artifacts.put_folder(folder, self._output)
             except (RepotuneError, OSError) as error:
                 _log.warning("the result of %s does not reach the artifact store: %s", self._claim.job_id, error)
                 if time.monotonic() > give_up_at:
                     raise
                 self._runtime.now.wait(5)
             else:
-                self._finish(State.SUCCEEDED, None, "", {**result, "artifact": artifact})
+                self._finish(State.SUCCEEDED, None, "", {**result, "artifact": self._output})
                 return
 
     def _end(self, state: State, cause: Cause | None, reason: str) -> None:
@@ -204,14 +208,13 @@ class Supervisor:
         """What is left of a training that got so far as to write a report, if the artifact store takes it."""
         if not (self._workdir / OUTPUT / REPORT).is_file():
             return {}
-        artifact = f"{self._claim.job_id}/{self._claim.fence}/output"
         try:
             folder = link_aside(self._workdir / OUTPUT, self._workdir / "remains", leave_out=("checkpoints", "adapter"))
-            self._runtime.artifacts.put_folder(folder, artifact)
+            self._runtime.artifacts.put_folder(folder, self._output)
         except (RepotuneError, OSError) as error:
             _log.warning("the report of %s does not reach the artifact store: %s", self._claim.job_id, error)
             return {}
-        return {"report": REPORT, "artifact": artifact}
+        return {"report": REPORT, "artifact": self._output}
 
     def _fail(self, failed: Failed) -> None:
         saving = self._next_saving() if failed.cause == Cause.OUT_OF_MEMORY and not failed.final else ""

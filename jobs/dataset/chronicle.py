@@ -93,7 +93,6 @@ class Chronicler:
     cache: Cache
     #: Everything beside the commit that its samples hang on: tokenizer, layout, repository's name.
     identity: tuple[object, ...]
-    own_rules: Redactor = field(default_factory=lambda: Redactor("built-in"))
     #: Why commits that were tried gave nothing.
     reasons: Counter[str] = field(default_factory=Counter)
 
@@ -189,7 +188,7 @@ class Chronicler:
         if len(part.before) == len(before):
             return frozenset()
         is_plain = not any(map(holds_random, (part.before, part.after)))
-        return (self.own_rules if is_plain else self.redactor).redact(before).known
+        return (self.reader.own_rules if is_plain else self.redactor).redact(before).known
 
     def _draft(self, commit: Commit, edited: Sequence[_Edited]) -> _Draft:
         known = frozenset[Known]().union(*(one.known for one in edited))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from jobs.dataset.finds import Find, Kind
 from jobs.dataset.literals import QUOTES
 from jobs.dataset.needles import Places
-from jobs.dataset.values import TEMPLATE, is_no_sample, is_random
+from jobs.dataset.values import is_no_sample, is_random
 
 #: The entries of `data:` or `stringData:`, by their indent.
 _DATA = re.compile(
@@ -42,7 +42,7 @@ def _manifests(text: str, places: Iterable[int]) -> Iterator[Find]:
 def _entries(text: str, start: int, stop: int) -> Iterator[Find]:
     for entry in _ENTRY.finditer(text, start, stop):
         group = "block" if entry["block"] else "value"
-        if not TEMPLATE.search(entry[group]) and is_no_sample(entry[group].strip()):
+        if is_no_sample(entry[group].strip()):
             yield Find(*entry.span(group), "kubernetes-secret", Kind.KEY)
 
 
@@ -86,7 +86,7 @@ def _json_manifests(text: str) -> Iterator[Find]:
 
 def _members(text: str, start: int, stop: int) -> Iterator[Find]:
     for member in _MEMBER.finditer(text, start, stop):
-        if not TEMPLATE.search(member["value"]) and is_no_sample(member["value"]):
+        if is_no_sample(member["value"]):
             yield Find(*member.span("value"), "kubernetes-secret", Kind.KEY)
 
 

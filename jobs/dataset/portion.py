@@ -180,7 +180,7 @@ class Teller:
         count = 0
 
         def came() -> float:
-            return min(1.0, sum(map(_told_tokens, chosen)) / max(1, limit))
+            return min(1.0, count / max(1, limit))
 
         for told in chronicler.tell(apart if limit else [], stages, came):
             stages.progress(min(count, limit), limit, "tokens")

@@ -66,14 +66,14 @@ class Reader:
         self._cache = cache
         self._rules = (redactor.version, section.encoding, section.max_file_bytes)
         #: Paths are many and short: our own rules suffice, and tell the same on every machine.
-        self._path_redactor = Redactor("built-in")
+        self.own_rules = Redactor("built-in")
         self._paths: dict[bytes, str] = {}
 
     def path(self, raw: bytes) -> str:
         """A path as text of one line, without what must stay secret: it is learned, and shown to people."""
         path = self._paths.get(raw)
         if path is None:
-            text = self._path_redactor.redact(shown_path(raw)).text
+            text = self.own_rules.redact(shown_path(raw)).text
             path = "".join(SPELLED.get(letter, letter) for letter in text)
             # Several threads ask: more than a few too many there are not.
             if len(self._paths) >= _MOST_PATHS:

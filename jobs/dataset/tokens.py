@@ -9,7 +9,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends import tokenizer_files
+from backends.kinds import installed
 from backends.models import document_end_id, read_tokenizer, tokenizer_file_sha256
 from jobs.dataset.engines import Engine, open_engine
 from jobs.dataset.redaction import SPELLED
@@ -39,16 +39,11 @@ Ids = NDArray[np.int64]
 def tokenizer_key(folder: Path) -> str:
     """Cheap identity of what makes ids of text: the tokenizer's files in `folder`, and the libraries that read them."""
     digest = hashlib.sha256(tokenizer_files.files_key(folder).encode())
-    for library in ("tokenizers", "transformers"):
-        digest.update(f" {library} {_version(library)}".encode())
+    libraries = ("tokenizers", "transformers")
+    versions = installed(libraries)
+    for library in libraries:
+        digest.update(f" {library} {versions.get(library, 'absent')}".encode())
     return digest.hexdigest()
-
-
-def _version(library: str) -> str:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return "absent"
 
 
 class Vocabulary:

@@ -13,7 +13,7 @@ def entropy(value: str) -> float:
     return -sum(count / len(value) * math.log2(count / len(value)) for count in counts)
 
 
-TEMPLATE = re.compile(r"\$\{|\$\(|\{\{|%\(|%[sd]|<[^>]*>|\{[\w.]*\}|^\$\w+$|^%\w+%$|\*{3}|\.{3}|x{4}|X{4}")
+_TEMPLATE = re.compile(r"\$\{|\$\(|\{\{|%\(|%[sd]|<[^>]*>|\{[\w.]*\}|^\$\w+$|^%\w+%$|\*{3}|\.{3}|x{4}|X{4}")
 _PLACE = re.compile(r"://|^~/|^[A-Za-z]:\\|^arn:")
 _WORD = re.compile(
     r"(?:[a-z]{1,19}|[A-Z]{1,19}|[A-Z][a-z]{1,18}(?:[A-Z][a-z]{1,18}){0,3}|[a-z]{1,12}(?:[A-Z][a-z]{1,12}){1,4})?\d{0,3}"
@@ -47,7 +47,7 @@ def is_random(value: str) -> bool:
         len(value) >= _MIN_RANDOM
         and has_letter_and_digit(value)
         and entropy(value) >= _MIN_ENTROPY
-        and not TEMPLATE.search(value)
+        and not _TEMPLATE.search(value)
         and not _PLACE.search(value)
         and not is_words(value)
     )
@@ -69,7 +69,7 @@ def is_password(value: str) -> bool:
         len(value) >= _MIN_PASSWORD
         and mixed
         and entropy(value) >= _MIN_PASSWORD_ENTROPY
-        and not TEMPLATE.search(value)
+        and not _TEMPLATE.search(value)
         and not _PLACE.search(value)
         and not several_words
     )
@@ -106,7 +106,7 @@ def is_strong(value: str) -> bool:
 
 def is_no_sample(value: str) -> bool:
     """False for what stands in place of a password: `changeme`, `$PASSWORD`, `{password}`, `<password>`."""
-    return value.lower() not in _SAMPLES and not TEMPLATE.search(value) and not _FIELD.fullmatch(value)
+    return value.lower() not in _SAMPLES and not _TEMPLATE.search(value) and not _FIELD.fullmatch(value)
 
 
 _FIELD = re.compile(r"\{[^}]*\}|<[^>]*>|\[[^\]]*\]+|%\([^)]*\)s|%\w|[$:]\w+|\*+|\.+")
